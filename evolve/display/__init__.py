@@ -1,0 +1,1 @@
+"""Live progress, drawn from the run's folder."""

@@ -1,0 +1,1 @@
+"""Evaluators, and where they run: in this process or as Ray actors."""

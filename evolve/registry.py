@@ -1,0 +1,100 @@
+"""Names to implementations, without importing any of them.
+
+Each kind of extension is one read-only table ``name -> "module:attribute"``. A name is visible without
+its module being imported; the module is imported when the name is loaded. Third parties add names by
+entry points in the group ``evolve.<kind>``. Nothing registers itself on import.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+from functools import cached_property
+from importlib.metadata import entry_points
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Generic, TypeVar, cast
+
+from evolve.errors import UserError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from evolve.score.engines.base import EngineFactory
+    from evolve.search.base import SamplerFactory
+    from evolve.stages.base import Stage
+    from evolve.stages.merge.base import MergeMethod
+
+T = TypeVar("T")
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """Return ``" (did you mean 'x'?)"`` for the closest of ``known``, or the list of all of them."""
+    names = sorted(known)
+    close = difflib.get_close_matches(word, names, n=1, cutoff=0.6)
+    if close:
+        return f" (did you mean {close[0]!r}?)"
+    return f" (known: {', '.join(names)})" if names else ""
+
+
+class Registry(Generic[T]):
+    """A read-only table of one kind of extension."""
+
+    def __init__(self, kind: str, table: Mapping[str, str]) -> None:
+        self.kind = kind
+        self._own = MappingProxyType(dict(table))
+
+    @cached_property
+    def _table(self) -> dict[str, str]:
+        found = {point.name: point.value for point in entry_points(group=f"evolve.{self.kind}")}
+        return {**found, **self._own}
+
+    def names(self) -> tuple[str, ...]:
+        """Every known name, in the order of the table."""
+        return tuple(self._table)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._table
+
+    def load(self, name: str) -> T:
+        """Import and return what ``name`` stands for.
+
+        Raises:
+            UserError: No such name; the message suggests the closest one.
+        """
+        if name not in self._table:
+            raise UserError(f"unknown {self.kind} {name!r}{did_you_mean(name, self._table)}")
+        module, _, attribute = self._table[name].partition(":")
+        return cast("T", getattr(importlib.import_module(module), attribute))
+
+
+STAGES: Registry[type[Stage]] = Registry("stage", {"merge": "evolve.stages.merge:MergeStage"})
+
+MERGE_METHODS: Registry[type[MergeMethod]] = Registry(
+    "merge_method",
+    {
+        "linear": "evolve.stages.merge.linear:Linear",
+        "slerp": "evolve.stages.merge.slerp:Slerp",
+        "task_arithmetic": "evolve.stages.merge.task_arithmetic:TaskArithmetic",
+        "ties": "evolve.stages.merge.ties:Ties",
+        "dare_linear": "evolve.stages.merge.dare:DareLinear",
+        "dare_ties": "evolve.stages.merge.dare:DareTies",
+        "passthrough": "evolve.stages.merge.passthrough:Passthrough",
+    },
+)
+
+SAMPLERS: Registry[SamplerFactory] = Registry(
+    "sampler",
+    {
+        "cmaes": "evolve.search.cmaes:make_sampler",
+        "tpe": "evolve.search.tpe:make_sampler",
+        "random": "evolve.search.random:make_sampler",
+    },
+)
+
+ENGINES: Registry[EngineFactory] = Registry(
+    "engine",
+    {
+        "vllm": "evolve.score.engines.vllm:open_engine",
+        "hf": "evolve.score.engines.hf:open_engine",
+    },
+)

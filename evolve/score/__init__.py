@@ -1,0 +1,1 @@
+"""Tasks, engines, objectives and statistics."""

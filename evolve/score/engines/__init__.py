@@ -1,0 +1,1 @@
+"""Inference engines that stay hot: vllm and hf."""

@@ -1,0 +1,39 @@
+"""What an inference engine is: it holds one model at a time and answers lm-eval's requests."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from evolve.config.schema import ScoreConfig
+    from evolve.weights.model import Model
+
+
+class Engine(Protocol):
+    """A hot engine. One process, one engine, one model at a time."""
+
+    @property
+    def lm(self) -> Any:
+        """The ``lm_eval.api.model.LM`` that answers for the model that is loaded now."""
+        ...
+
+    def load(self, model: Model) -> None:
+        """Replace the weights by those of ``model``, streamed; restart only where the architecture changes.
+
+        Names and shapes are checked before the first tensor. When it raises, the engine still works with
+        the next ``load``.
+
+        Raises:
+            CandidateError: The model does not fit, or the engine broke on it.
+        """
+        ...
+
+    def close(self) -> None:
+        """Give the memory back. Safe to call twice."""
+        ...
+
+
+EngineFactory: TypeAlias = "Callable[[ScoreConfig, Model, int], Engine]"
+"""``open_engine(config, first model, threads)``: start an engine with a first model loaded."""

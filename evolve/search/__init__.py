@@ -1,0 +1,1 @@
+"""Searchers: ask for candidates, be told their values."""

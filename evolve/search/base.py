@@ -1,0 +1,80 @@
+"""What a searcher is: it asks for rounds of candidates and is told their values."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol, TypeAlias
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from optuna.samplers import BaseSampler
+
+    from evolve.space.genes import Gene
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """A point of the space.
+
+    Attributes:
+        number: The trial's number in the study.
+        values: Gene name to value, as the sampler sees it (a choice is its index).
+    """
+
+    number: int
+    values: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far the study is.
+
+    Attributes:
+        complete: Trials with a value.
+        failed: Trials that failed.
+        generation: Index of the generation that the next ask belongs to, counted from 0.
+        missing: Trials that the generation still lacks (asked or not, not complete).
+        asked: Trials of the current generation that were asked, failed ones included.
+        stale: Whole generations since the best value improved.
+        best: The best value so far, or None.
+    """
+
+    complete: int
+    failed: int
+    generation: int
+    missing: int
+    asked: int
+    stale: int
+    best: float | None
+
+
+class Searcher(Protocol):
+    """Generation-synchronous ask and tell over a study that is stored elsewhere.
+
+    Trial 0 is the centre of the ranges, generation 0 on its own. A round is a batch of asks with no tell in
+    between; it is finished when all of its trials are told. Killed at any instant and opened again on the
+    same study, a searcher proposes the same points as one that was never killed.
+    """
+
+    def round(self, size: int) -> list[Proposal]:
+        """Return the proposals that are asked and not told, after completing the round that was begun.
+
+        A new round of ``size`` begins only when all earlier proposals are told.
+        """
+        ...
+
+    def tell(self, number: int, value: float | None, *, recipe: str) -> None:
+        """Store the value of a trial (larger is better), or None for a failure, and its recipe's hash.
+
+        Telling a finished trial again is ignored, so that reconciling after a kill is safe.
+        """
+        ...
+
+    def progress(self) -> Progress:
+        """Read from the study how far it is."""
+        ...
+
+
+SamplerFactory: TypeAlias = "Callable[[Sequence[Gene], int, int], BaseSampler]"
+"""``make_sampler(genes, population, seed)``: a fresh Optuna sampler for one ask."""

@@ -1,0 +1,1 @@
+"""A config with ranges becomes genes; genes become a recipe."""

@@ -1,0 +1,1 @@
+"""Pure tensor maths. Knows nothing of evolve."""

@@ -1,0 +1,224 @@
+"""Frozen values that cross the layers: parents, recipes, outcomes, jobs.
+
+Nothing here imports more than the standard library, so every layer may use it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from dataclasses import dataclass, field
+from functools import cached_property
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+FailureKind = Literal[
+    "invalid_recipe",  # the recipe cannot be built at all, such as all weights zero
+    "build",  # merging or training raised
+    "non_finite",  # a weight or a score is NaN or infinite
+    "engine",  # the inference engine rejected the model or broke
+    "oom",  # out of memory
+    "timeout",  # longer than engine.candidate_timeout
+    "score",  # the scorer raised
+    "lost_worker",  # the evaluator's process or node died
+]
+
+Split = Literal["search", "holdout"]
+
+JsonValue: TypeAlias = "bool | int | float | str | list[JsonValue] | dict[str, JsonValue] | None"
+
+
+def canonical_json(value: Any) -> str:
+    """Return the one spelling of ``value`` that is hashed: sorted keys, no spaces, no NaN."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
+def content_hash(value: Any) -> str:
+    """Return 16 hex digits of the SHA-256 of the canonical JSON of ``value``."""
+    return hashlib.sha256(canonical_json(value).encode()).hexdigest()[:16]
+
+
+@dataclass(frozen=True)
+class Parent:
+    """A model that exists, resolved to one revision.
+
+    Attributes:
+        name: The name that the config gives it.
+        source: What the user wrote: a folder or ``hub/id[@revision]``.
+        path: The absolute local folder that holds config.json and safetensors files.
+        revision: The hub commit, or None for a folder.
+        content: ``sha256:...`` over weights, config and tokenizer files; empty until it is computed.
+    """
+
+    name: str
+    source: str
+    path: str
+    revision: str | None = None
+    content: str = ""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A pipeline with every value fixed: the only currency between search, workers and store.
+
+    Attributes:
+        text: Canonical JSON of ``{"models": {name: content}, "pipeline": [{stage: block}, ...]}``.
+            Only stages that are on, and only models that they use. No path, no host name.
+    """
+
+    text: str
+
+    @classmethod
+    def make(cls, models: Mapping[str, str], pipeline: list[dict[str, Any]]) -> Recipe:
+        """Build a recipe from model contents and resolved stage blocks."""
+        return cls(canonical_json({"models": dict(models), "pipeline": pipeline}))
+
+    @cached_property
+    def hash(self) -> str:
+        """16 hex digits that identify the recipe: duplicate check, cache key, identity on resume."""
+        return hashlib.sha256(self.text.encode()).hexdigest()[:16]
+
+    @property
+    def models(self) -> dict[str, str]:
+        """Name to content hash of every parent that the recipe uses."""
+        models: dict[str, str] = json.loads(self.text)["models"]
+        return models
+
+    @property
+    def pipeline(self) -> list[dict[str, Any]]:
+        """A fresh copy of the stages, each ``{stage: block}``."""
+        pipeline: list[dict[str, Any]] = json.loads(self.text)["pipeline"]
+        return pipeline
+
+
+@dataclass(frozen=True)
+class TaskScore:
+    """What one task says of one model.
+
+    Attributes:
+        metric: Name of the metric, such as ``acc``.
+        value: The metric's mean over the items, in the metric's own unit.
+        stderr: Its standard error over items, or NaN where the task gives none.
+        higher_is_better: Direction of the metric.
+        items: Item key (hash of the item's content) to the metric of that item.
+    """
+
+    metric: str
+    value: float
+    stderr: float
+    higher_is_better: bool
+    items: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Scored:
+    """A candidate that was built and scored.
+
+    Attributes:
+        value: The objective; larger is better.
+        stderr: Standard error of ``value`` over items.
+        tasks: Task name to its score.
+        seconds: Phase name (``build``, ``load``, ``score``, ``total``) to wall-clock seconds.
+        log: What the candidate printed, cut to a bounded size.
+    """
+
+    value: float
+    stderr: float
+    tasks: Mapping[str, TaskScore]
+    seconds: Mapping[str, float] = field(default_factory=lambda: MappingProxyType({}))
+    log: str = ""
+
+
+@dataclass(frozen=True)
+class Failed:
+    """A candidate that could not be built or scored. Failure is data.
+
+    Attributes:
+        kind: The cause, for counting and for deciding on a second try.
+        message: One line for people.
+        retryable: True where a second try may succeed (a lost worker).
+        seconds: As in ``Scored``.
+        log: As in ``Scored``, with the traceback at its end.
+    """
+
+    kind: FailureKind
+    message: str
+    retryable: bool = False
+    seconds: Mapping[str, float] = field(default_factory=lambda: MappingProxyType({}))
+    log: str = ""
+
+
+Outcome: TypeAlias = Scored | Failed
+
+
+@dataclass(frozen=True)
+class Job:
+    """One piece of work for an evaluator: build this recipe and score it on this split."""
+
+    recipe: Recipe
+    split: Split = "search"
+
+    @property
+    def key(self) -> str:
+        """Identity of the job within a run."""
+        return f"{self.recipe.hash}-{self.split}"
+
+
+def outcome_to_json(outcome: Outcome) -> dict[str, Any]:
+    """Return a JSON object that :func:`outcome_from_json` reads back, the log left out.
+
+    NaN standard errors become null, since JSON has no NaN.
+    """
+    if isinstance(outcome, Failed):
+        return {
+            "state": "failed",
+            "kind": outcome.kind,
+            "message": outcome.message,
+            "retryable": outcome.retryable,
+            "seconds": dict(outcome.seconds),
+        }
+    return {
+        "state": "complete",
+        "value": outcome.value,
+        "stderr": _finite_or_none(outcome.stderr),
+        "tasks": {
+            name: {
+                "metric": task.metric,
+                "value": task.value,
+                "stderr": _finite_or_none(task.stderr),
+                "higher_is_better": task.higher_is_better,
+                "items": dict(task.items),
+            }
+            for name, task in outcome.tasks.items()
+        },
+        "seconds": dict(outcome.seconds),
+    }
+
+
+def outcome_from_json(data: Mapping[str, Any]) -> Outcome:
+    """Read what :func:`outcome_to_json` wrote."""
+    if data["state"] == "failed":
+        return Failed(data["kind"], data["message"], data["retryable"], data["seconds"])
+    tasks = {
+        name: TaskScore(
+            metric=task["metric"],
+            value=task["value"],
+            stderr=_nan_if_none(task["stderr"]),
+            higher_is_better=task["higher_is_better"],
+            items=task["items"],
+        )
+        for name, task in data["tasks"].items()
+    }
+    return Scored(data["value"], _nan_if_none(data["stderr"]), tasks, data["seconds"])
+
+
+def _finite_or_none(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def _nan_if_none(value: float | None) -> float:
+    return math.nan if value is None else value

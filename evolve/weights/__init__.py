@@ -1,0 +1,1 @@
+"""Models on disk and in memory: safetensors in and out, streamed, and atomic writing."""

@@ -1,0 +1,72 @@
+"""A model as evolve sees it: a config, named tensors that are computed on demand, and side files."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from evolve.types import content_hash
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+    from pathlib import Path
+
+    from torch import Tensor
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """Shape and dtype of a tensor that need not exist yet.
+
+    Attributes:
+        shape: Sizes; () for a scalar.
+        dtype: Name as torch spells it, such as ``bfloat16``.
+    """
+
+    shape: tuple[int, ...]
+    dtype: str
+
+    @property
+    def numel(self) -> int:
+        """Number of elements."""
+        count = 1
+        for size in self.shape:
+            count *= size
+        return count
+
+
+@dataclass(frozen=True)
+class Model:
+    """A readable model: on disk, or computed tensor by tensor.
+
+    Attributes:
+        config: The content of config.json.
+        specs: Tensor name to spec, in the order in which tensors are best read. A tied head is absent.
+        tensor: Returns one tensor by name, with its own storage or one that nobody writes to.
+        files: Folder with the tokenizer, generation config and other side files.
+    """
+
+    config: Mapping[str, Any]
+    specs: Mapping[str, TensorSpec]
+    tensor: Callable[[str], Tensor]
+    files: Path
+
+    def tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """Yield every tensor in the order of ``specs``, one at a time."""
+        for name in self.specs:
+            yield name, self.tensor(name)
+
+    @property
+    def tied(self) -> bool:
+        """Whether the output head is the input embedding."""
+        return bool(self.config.get("tie_word_embeddings", False))
+
+    @property
+    def architecture(self) -> str:
+        """Hash of config and shapes: as long as it stays, weights can be swapped in a running engine."""
+        shapes = {name: list(spec.shape) for name, spec in self.specs.items()}
+        config = {key: value for key, value in self.config.items() if key not in _NOISE}
+        return content_hash({"config": config, "shapes": shapes})
+
+
+_NOISE = frozenset({"_name_or_path", "dtype", "torch_dtype", "transformers_version"})
