@@ -30,10 +30,18 @@ T = TypeVar("T")
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """Return ``" (did you mean 'x'?)"`` for the closest of ``known``, or the list of all of them."""
     names = sorted(known)
-    close = difflib.get_close_matches(word, names, n=1, cutoff=0.6)
+    # Comparing costs the product of the lengths, and no name is that long.
+    close = difflib.get_close_matches(word, names, n=1, cutoff=0.6) if len(word) <= 200 else []
+    if not close:
+        folded = {name.casefold(): name for name in names}
+        close = [folded[word.casefold()]] if word.casefold() in folded else []
     if close:
         return f" (did you mean {close[0]!r}?)"
-    return f" (known: {', '.join(names)})" if names else ""
+    more = ", ..." if len(names) > _MOST_LISTED else ""
+    return f" (known: {', '.join(names[:_MOST_LISTED])}{more})" if names else ""
+
+
+_MOST_LISTED = 40
 
 
 class Registry(Generic[T]):

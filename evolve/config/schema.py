@@ -2,22 +2,65 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+import re
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, TypeAlias
 
-from pydantic import Field
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from evolve.config.values import Block
+from evolve.registry import ENGINES, SAMPLERS, did_you_mean
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+Text: TypeAlias = Annotated[str, Field(min_length=1)]
+Seed: TypeAlias = Annotated[int, Field(ge=0, lt=2**32)]
+
+
+def _known(kind: str, names: Callable[[], tuple[str, ...]]) -> AfterValidator:
+    def check(name: str) -> str:
+        if name not in names():
+            raise ValueError(f"unknown {kind} {name!r}{did_you_mean(name, names())}")
+        return name
+
+    return AfterValidator(check)
+
+
+def safe_name(name: str) -> str:
+    """Return a run's name if it can be the name of a folder.
+
+    Raises:
+        ValueError: It cannot; the message says why.
+    """
+    if re.search(r"[/\\\x00-\x1f\x7f]", name):
+        raise ValueError(f"the name of a run is the name of its folder: no slash in it, got {name!r}")
+    if name != name.strip() or name.startswith((".", "-")) or not name:
+        raise ValueError(f"the name of a run must not begin with a dot, a dash or a space, got {name!r}")
+    if len(name.encode()) > 200:
+        raise ValueError("the name of a run has at most 200 bytes")
+    return name
+
+
+def _no_password(url: str) -> str:
+    secret = re.match(r"[^:/]+://[^:/@]*:([^@]*)@", url)
+    if secret and not re.fullmatch(r"(\$\{\w+\})*", secret[1]):
+        raise ValueError("a password must not stand in a config: write ${NAME}, taken from the environment")
+    return url
+
+
+def _engine_block(engine: Any) -> Any:
+    return {"kind": engine} if isinstance(engine, str) else engine
 
 
 class TaskConfig(Block):
     """One lm-eval task and how it counts."""
 
-    task: str
+    task: Text
     """Name of an lm-eval task, or of a local one below ``include_path``."""
-    metric: str
+    metric: Text
     """Metric of the task, such as ``acc`` or ``exact_match``; ``exact_match,strict-match`` names a filter."""
-    weight: float = 1.0
-    """Weight in the objective."""
+    weight: float = Field(default=1.0, ge=0)
+    """Weight in the objective; 0: only reported."""
     items: int | None = Field(default=None, ge=1)
     """Number of items for the search, drawn by seed; absent: all that the holdout leaves."""
     num_fewshot: int | None = Field(default=None, ge=0)
@@ -34,7 +77,7 @@ class HoldoutConfig(Block):
 class ScoreConfig(Block):
     """How a candidate is scored."""
 
-    backend: str = "auto"
+    backend: Annotated[str, _known("backend", lambda: ("auto", *ENGINES.names()))] = "auto"
     """Engine: ``vllm``, ``hf``, or ``auto`` (vllm where it can be imported, else hf)."""
     tasks: list[TaskConfig] = Field(min_length=1)
     """The tasks; the objective is the weighted mean of their metrics."""
@@ -52,24 +95,34 @@ class ScoreConfig(Block):
     """Wrap prompts in the chat template of the tokenizer."""
     system_instruction: str | None = None
     """System prompt, used together with a chat template."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed that draws the items; part of what makes two runs comparable."""
     engine_args: dict[str, Any] = Field(default_factory=dict)
     """Passed through to vLLM's ``LLM`` or to transformers' ``from_pretrained``."""
     eval_args: dict[str, Any] = Field(default_factory=dict)
     """Passed through to lm-eval's ``evaluate``."""
 
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        names = [task.task for task in self.tasks]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise ValueError(f"the task {twice[0]!r} is listed twice: a task has one metric and one weight")
+        if not any(task.weight for task in self.tasks):
+            raise ValueError("every task has weight 0: give at least one a weight above 0")
+        return self
+
 
 class SearchConfig(Block):
     """How recipes are proposed, and when to stop."""
 
-    sampler: str = "cmaes"
+    sampler: Annotated[str, _known("sampler", SAMPLERS.names)] = "cmaes"
     """``cmaes``, ``tpe`` or ``random``."""
     trials: int = Field(default=100, ge=1)
     """Total number of scored candidates, over all starts; failed ones are replaced and not counted."""
     population: int | None = Field(default=None, ge=2)
     """Candidates per generation; absent: 4 + floor(3 ln genes)."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of the search and of the random merge methods."""
     timeout: float | None = Field(default=None, gt=0)
     """Stop after this many seconds of this start."""
@@ -77,7 +130,7 @@ class SearchConfig(Block):
     """Stop after this many generations without improvement."""
     target: float | None = None
     """Stop when the objective reaches this value."""
-    storage: str | None = None
+    storage: Annotated[Text, AfterValidator(_no_password)] | None = None
     """Optuna storage URL (``sqlite:///...``, ``postgresql://...``); absent: a journal file in the run's
     folder. ``${NAME}`` is taken from the environment."""
 
@@ -89,20 +142,20 @@ class EngineConfig(Block):
     """``ray``: actors that run side by side; ``inline``: one after another in this process."""
     evaluators: int | None = Field(default=None, ge=1)
     """Number of evaluators; absent: one per GPU, or on CPUs one per ``cpus`` cores."""
-    cpus: float = Field(default=1, gt=0)
+    cpus: float = Field(default=1.0, gt=0)
     """CPU cores (and threads) of one evaluator."""
     gpus: float | None = Field(default=None, ge=0)
     """GPUs of one evaluator; absent: 1 where the cluster has GPUs, else 0."""
-    candidate_timeout: float = Field(default=3600, gt=0)
+    candidate_timeout: float = Field(default=3600.0, gt=0)
     """Seconds after which a candidate is stopped and counts as failed."""
 
 
 class Config(Block):
     """A whole config file."""
 
-    name: str | None = None
+    name: Annotated[str, AfterValidator(safe_name)] | None = None
     """Name of the run; absent: the stem of the config file."""
-    models: dict[str, str] = Field(min_length=1)
+    models: dict[Text, Text] = Field(min_length=1)
     """Name to folder or ``hub/id[@revision]``. Folders are relative to the working directory."""
     pipeline: list[dict[str, Any]] = Field(min_length=1)
     """Stages in order, each ``{kind: block}``. Each block is checked by the schema of its stage."""
@@ -110,5 +163,5 @@ class Config(Block):
     """Tasks and engine; needed to search, not to build."""
     search: SearchConfig = SearchConfig()
     """The search."""
-    engine: EngineConfig = EngineConfig()
+    engine: Annotated[EngineConfig, BeforeValidator(_engine_block)] = EngineConfig()
     """``ray`` or ``inline``, or a block."""

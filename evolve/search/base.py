@@ -35,7 +35,8 @@ class Progress:
         failed: Trials that failed.
         generation: Index of the generation that the next ask belongs to, counted from 0.
         missing: Trials that the generation still lacks (asked or not, not complete).
-        asked: Trials of the current generation that were asked, failed ones included.
+        asked: Trials of the current generation that were asked, failed and running ones included.
+        running: Trials that were asked and not told.
         stale: Whole generations since the best value improved.
         best: The best value so far, or None.
     """
@@ -45,6 +46,7 @@ class Progress:
     generation: int
     missing: int
     asked: int
+    running: int
     stale: int
     best: float | None
 
@@ -73,6 +75,10 @@ class Searcher(Protocol):
 
     def progress(self) -> Progress:
         """Read from the study how far it is."""
+        ...
+
+    def best(self) -> Proposal | None:
+        """Return the complete trial of the highest value, the earliest of equals; None: none is complete."""
         ...
 
 

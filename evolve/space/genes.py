@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import TypeAlias
 
 ChoiceValue: TypeAlias = bool | int | float | str
+
+
+def on_grid(low: float, step: float, count: int) -> float:
+    """Return ``low + count * step`` in decimal: 0.1 + 2 * 0.1 is 0.3, and one value has one hash."""
+    return float(Decimal(repr(low)) + count * Decimal(repr(step)))
 
 
 @dataclass(frozen=True)
@@ -39,10 +46,21 @@ class Gene:
         return self.low == self.high
 
     def decode(self, value: float) -> ChoiceValue:
-        """Return what the recipe gets for the sampler's ``value``."""
+        """Return what the recipe gets for the sampler's ``value``.
+
+        Raises:
+            ValueError: The value is no number, or lies outside the range by more than rounding.
+        """
+        slack = 1e-9 * max(abs(self.low), abs(self.high))
+        if not self.low - slack <= value <= self.high + slack:
+            raise ValueError(f"{self.name}: {value} lies outside of {self.low:g} to {self.high:g}")
+        value = min(max(float(value), self.low), self.high)
         if self.choices is not None:
             return self.choices[round(value)]
-        return float(value)
+        return value if self.step is None else self._nearest(value, self.step)
+
+    def _nearest(self, value: float, step: float) -> float:
+        return on_grid(self.low, step, round((value - self.low) / step))
 
     def centre(self) -> float:
         """Return the middle of the range as the sampler sees it: geometric on a log scale, rounded to a step.
@@ -51,7 +69,6 @@ class Gene:
         """
         if self.choices is not None:
             return float((int(self.high) + 1) // 2)
-        middle = (self.low * self.high) ** 0.5 if self.log else (self.low + self.high) / 2
-        if self.step is None:
-            return middle
-        return self.low + round((middle - self.low) / self.step) * self.step
+        # Roots and halves before the product and the sum, which may be too large or too small for a float.
+        middle = math.sqrt(self.low) * math.sqrt(self.high) if self.log else self.low / 2 + self.high / 2
+        return middle if self.step is None else self._nearest(middle, self.step)

@@ -41,7 +41,8 @@ class Model:
 
     Attributes:
         config: The content of config.json.
-        specs: Tensor name to spec, in the order in which tensors are best read. A tied head is absent.
+        specs: Tensor name to spec, in the order in which tensors are best read. A tied head is absent, and
+            so are buffers that every loader computes itself.
         tensor: Returns one tensor by name, with its own storage or one that nobody writes to.
         files: Folder with the tokenizer, generation config and other side files.
     """

@@ -74,6 +74,8 @@ class MergeMethod(ABC):
     """Parameters that each model may have a value of its own for."""
     shared: ClassVar[tuple[Param, ...]] = ()
     """Parameters of the whole merge."""
+    ignored: ClassVar[tuple[str, ...]] = ("int8_mask",)
+    """Keys of mergekit that are accepted and have no effect: they save it memory, or it ignores them too."""
 
     @staticmethod
     @abstractmethod

@@ -1,0 +1,66 @@
+"""``evolve build``: a fixed recipe becomes a model folder."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from evolve.cli.closing import shown
+from evolve.cli.options import config_argument, load_config
+from evolve.errors import ConfigError, UserError
+
+if TYPE_CHECKING:
+    from evolve.config.load import Loaded
+    from evolve.types import Parent
+
+
+@click.command()
+@config_argument
+@click.argument("out", type=click.Path(path_type=Path))
+@click.argument("overrides", nargs=-1, metavar="[KEY.PATH=VALUE]...")
+def build(config: Path, out: Path, overrides: tuple[str, ...]) -> None:
+    """Build the model of CONFIG into the new folder OUT.
+
+    CONFIG is a recipe, that is a config without ranges, or a plain mergekit YAML. A range may be filled in
+    by KEY.PATH=VALUE.
+    """
+    from evolve.cli.progress import bar
+    from evolve.export.model import export_model
+    from evolve.space.space import derive_recipe
+
+    loaded = load_config(config, overrides)
+    space = derive_recipe(loaded)
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(f"{out} exists and is not empty: choose another folder, or delete it first")
+    parents = open_contents(loaded)
+    recipe = space.recipe({}, {name: parent.content for name, parent in parents.items()})
+    with bar("building") as progress:
+        export_model(
+            recipe,
+            parents,
+            out,
+            name=loaded.config.name or config.stem,
+            score=loaded.config.score,
+            progress=progress,
+        )
+    click.echo(f"recipe {recipe.hash}: {shown(out.absolute())}")
+
+
+def open_contents(loaded: Loaded) -> dict[str, Parent]:
+    """Check the parents and the stages of a config, and hash the parents' content.
+
+    Raises:
+        ConfigError: Everything that is wrong, at once.
+    """
+    from evolve.validation import open_parents, stage_problems
+    from evolve.weights.content import content_of
+
+    parents, models, problems = open_parents(loaded)
+    problems = problems or stage_problems(loaded, models)
+    if problems:
+        raise ConfigError(problems)
+    return {name: replace(parent, content=content_of(parent.path)) for name, parent in parents.items()}
+

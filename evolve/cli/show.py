@@ -1,0 +1,100 @@
+"""``evolve show``: one candidate in full."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from evolve.cli.closing import shown
+from evolve.cli.options import format_option, run_argument, runs_option
+from evolve.cli.output import print_csv, print_json, print_rich, table
+from evolve.cli.reading import pick_trial, read_run
+from evolve.cli.trials import trial_json
+from evolve.types import Job, outcome_to_json
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from rich.console import RenderableType
+
+    from evolve.report.collect import Material, Trial
+    from evolve.store.rundir import RunDir
+
+
+@click.command()
+@run_argument
+@click.argument("number", type=click.IntRange(min=0))
+@runs_option
+@format_option
+def show(run: str, number: int, runs: Path, style: str) -> None:
+    """Show one trial of RUN in full.
+
+    Its parameters, scores, times, recipe, and where its log is.
+    """
+    folder, material = read_run(run, runs)
+    trial = pick_trial(material, number)
+    log = _log(folder, trial)
+    found = trial_json(trial)
+    if style == "csv":
+        print_csv([found])
+        return
+    if style == "json":
+        found["phases"] = dict(trial.outcome.seconds) if trial.outcome else None
+        found["tasks"] = outcome_to_json(trial.outcome).get("tasks") if trial.outcome else None
+        found["log"] = str(log) if log else None
+        found["document"] = _document(material, trial)
+        print_json(found)
+        return
+    print_rich(*_tables(material, trial, log))
+
+
+def _document(material: Material, trial: Trial) -> dict[str, Any] | None:
+    from evolve.export.recipe import recipe_document
+
+    return recipe_document(trial.recipe, material.parents) if trial.recipe else None
+
+
+def _log(run: RunDir, trial: Trial) -> Path | None:
+    if trial.recipe is None:
+        return None
+    file = run.path / "logs" / f"{Job(trial.recipe).key}.log"
+    return file if file.exists() else None
+
+
+def _tables(material: Material, trial: Trial, log: Path | None) -> list[RenderableType]:
+    from rich.text import Text
+
+    from evolve.config.dump import to_yaml
+    from evolve.report import numbers
+    from evolve.score.statistics import interval, task_interval
+
+    score = material.loaded.config.score
+    facts: list[tuple[str, str]] = [("state", trial.state)]
+    if trial.scored is not None and score is not None:
+        whole = interval(trial.scored.tasks, score)
+        facts.append(("value", numbers.interval(whole.value, whole.low, whole.high)))
+    if trial.failure is not None:
+        facts += [("failure", trial.failure.kind), ("message", trial.failure.message)]
+    facts.append(("recipe", trial.recipe_hash or numbers.MISSING))
+    if trial.outcome is not None:
+        facts += [(phase, numbers.duration(seconds)) for phase, seconds in trial.outcome.seconds.items()]
+    if log is not None:
+        facts.append(("log", shown(log)))
+    parts = [table(["", ""], facts, title=f"{material.name}, trial {trial.number}")]
+    if trial.scored is not None:
+        rows = []
+        for name, task in trial.scored.tasks.items():
+            found = task_interval(task)
+            rows.append([name, task.metric, numbers.interval(found.value, found.low, found.high)])
+        parts.append(table(["task", "metric", "score"], rows))
+    if trial.params:
+        params = [
+            [name, f"{value:.6g}" if isinstance(value, float) else value]
+            for name, value in trial.params.items()
+        ]
+        parts.append(table(["parameter", "value"], params))
+    document = _document(material, trial)
+    if document is not None:
+        parts.append(Text(to_yaml(document)))
+    return parts

@@ -1,0 +1,213 @@
+"""An evaluator: mapped parents and a hot engine; a job goes in, an outcome comes out.
+
+The same class runs in this process and as a Ray actor. It never raises for a candidate's fault.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+import time
+import traceback
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from evolve.errors import CandidateError, UserError
+from evolve.types import Failed, FailureKind, Job, Outcome, Scored
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from torch import Tensor
+
+    from evolve.engine.base import EvaluatorSpec
+    from evolve.score.engines.base import Engine
+    from evolve.score.scorer import Scorer
+    from evolve.weights.model import Model
+
+logger = logging.getLogger(__name__)
+
+
+class Evaluator:
+    """Builds recipes into a running engine and scores them, one at a time."""
+
+    def __init__(self, spec: EvaluatorSpec) -> None:
+        self._spec = spec
+        self._parents: dict[str, Model] = {}
+        self._scorer: Scorer | None = None
+        self._engine: Engine | None = None
+
+    def start(self) -> float:
+        """Map the parents, prepare the tasks and start the engine.
+
+        Returns:
+            Seconds that it took.
+
+        Raises:
+            UserError: A parent or a task cannot be used here, or differs from what the driver saw.
+        """
+        from evolve.score.scorer import Scorer
+        from evolve.weights.reader import open_model
+
+        began = time.perf_counter()
+        if not self._parents:
+            self._parents = {name: open_model(parent.path) for name, parent in self._spec.parents.items()}
+        if self._scorer is None:
+            scorer = Scorer(self._spec.score)
+            scorer.prepare()
+            if self._spec.fingerprint and scorer.fingerprint != self._spec.fingerprint:
+                raise UserError(
+                    "this node's tasks differ from the driver's: install the same data on every node"
+                )
+            self._scorer = scorer
+        if self._engine is None:
+            self._engine = self._open_engine()
+        return time.perf_counter() - began
+
+    def _open_engine(self) -> Engine:
+        from evolve.registry import ENGINES
+
+        factory = ENGINES.load(self._spec.score.backend)
+        return factory(self._spec.score, self._parents[self._spec.first], self._spec.threads)
+
+    def evaluate(self, job: Job) -> Outcome:
+        """Build and score one job. Every error becomes a ``Failed`` outcome; Ctrl-C does not."""
+        clock = _Clock()
+        handler = _LogCapture()
+        with handler.attached():
+            outcome = self._attempt(job, clock)
+        return replace(outcome, seconds=clock.report(), log=handler.text() + outcome.log)
+
+    def _attempt(self, job: Job, clock: _Clock) -> Outcome:
+        phase: FailureKind = "engine"
+        try:
+            self.start()
+            phase = "build"
+            model = self._build(job, clock)
+            phase = "engine"
+            with clock.phase("load"):
+                self._require_engine().load(model)
+            phase = "score"
+            with clock.phase("score"):
+                return self._score(job)
+        except CandidateError as error:
+            if error.kind == "timeout":  # it rang anywhere, also in the middle of a swap
+                self.reset()
+            return Failed(error.kind, str(error), error.retryable, log=traceback.format_exc())
+        except Exception as error:
+            kind: FailureKind = "oom" if _is_out_of_memory(error) else phase
+            if phase != "build":  # nobody knows what state the engine is in
+                self.reset()
+            message = f"{type(error).__name__}: {error}".strip()
+            return Failed(kind, message, log=traceback.format_exc())
+
+    def _build(self, job: Job, clock: _Clock) -> Model:
+        """Return the candidate, its tensors timed as ``build`` although the engine pulls them."""
+        from evolve.stages.pipeline import build
+
+        with clock.phase("build"):
+            model = build(job.recipe, self._parents, seed=self._spec.seed)
+
+        def timed(name: str) -> Tensor:
+            with clock.phase("build"):
+                return model.tensor(name)
+
+        return replace(model, tensor=timed)
+
+    def _score(self, job: Job) -> Scored:
+        from evolve.score.objective import objective
+
+        if self._scorer is None:
+            raise RuntimeError("the evaluator was not started")
+        tasks = self._scorer.score(self._require_engine(), job.split)
+        value, stderr = objective(tasks, self._spec.score)
+        if not math.isfinite(value):
+            raise CandidateError("non_finite", f"the objective is {value}")
+        return Scored(value, stderr, tasks)
+
+    def _require_engine(self) -> Engine:
+        if self._engine is None:
+            raise RuntimeError("the evaluator has no engine")
+        return self._engine
+
+    def reset(self) -> None:
+        """Drop the engine; the next job starts a fresh one."""
+        engine, self._engine = self._engine, None
+        if engine is not None:
+            with contextlib.suppress(Exception):
+                engine.close()
+
+    def close(self) -> None:
+        """Give everything back."""
+        self.reset()
+        self._parents = {}
+
+
+class _Clock:
+    """Wall-clock seconds by phase. A phase that runs inside another one is not counted twice."""
+
+    def __init__(self) -> None:
+        self._began = time.perf_counter()
+        self._seconds: dict[str, float] = {}
+        self._stack: list[str] = []
+        self._since = self._began
+
+    @contextlib.contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        self._switch()
+        self._stack.append(name)
+        try:
+            yield
+        finally:
+            self._switch()
+            self._stack.pop()
+
+    def _switch(self) -> None:
+        now = time.perf_counter()
+        if self._stack:
+            running = self._stack[-1]
+            self._seconds[running] = self._seconds.get(running, 0.0) + now - self._since
+        self._since = now
+
+    def report(self) -> Mapping[str, float]:
+        return {**self._seconds, "total": time.perf_counter() - self._began}
+
+
+class _LogCapture(logging.Handler):
+    """Keeps the last log records of one candidate."""
+
+    _LIMIT = 64_000
+
+    def __init__(self) -> None:
+        super().__init__(logging.INFO)
+        self.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+        self._lines: list[str] = []
+        self._size = 0
+
+    def emit(self, record: logging.LogRecord) -> None:
+        line = self.format(record)
+        self._lines.append(line)
+        self._size += len(line)
+        while self._size > self._LIMIT and len(self._lines) > 1:
+            self._size -= len(self._lines.pop(0))
+
+    @contextlib.contextmanager
+    def attached(self) -> Iterator[None]:
+        root = logging.getLogger()
+        root.addHandler(self)
+        try:
+            yield
+        finally:
+            root.removeHandler(self)
+
+    def text(self) -> str:
+        return "".join(f"{line}\n" for line in self._lines)
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    if isinstance(error, MemoryError):
+        return True
+    import torch
+
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)

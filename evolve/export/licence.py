@@ -1,0 +1,49 @@
+"""The licence of a model folder, as its own files state it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+UNKNOWN = "not stated"
+_LONGEST_README = 1_000_000
+
+
+def licence_of(folder: Path | str) -> str:
+    """Return the licence in the front matter of the folder's README, else what its LICENSE file begins with.
+
+    ``not stated`` where there is neither: the reader of a card must not take silence for permission.
+    """
+    folder = Path(folder)
+    stated = front_matter(folder / "README.md").get("license")
+    if isinstance(stated, list):
+        stated = ", ".join(str(item) for item in stated)
+    if stated:
+        return " ".join(str(stated).split())
+    for name in ("LICENSE", "LICENSE.txt", "LICENSE.md", "LICENCE", "COPYING"):
+        for line in _read(folder / name).splitlines():
+            if line.strip(" #*"):
+                return f"{' '.join(line.strip(' #*').split())[:100]} (file {name})"
+    return UNKNOWN
+
+
+def front_matter(readme: Path) -> dict[str, Any]:
+    """Return the YAML between the first two ``---`` lines of a model card; empty where there is none."""
+    head, _, rest = _read(readme).partition("---\n")
+    if head.strip():
+        return {}
+    try:
+        found = yaml.safe_load(rest.partition("\n---")[0])
+    except yaml.YAMLError:
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _read(file: Path) -> str:
+    try:
+        with file.open(encoding="utf-8", errors="replace") as stream:
+            return stream.read(_LONGEST_README)
+    except OSError:
+        return ""

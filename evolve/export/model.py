@@ -1,0 +1,69 @@
+"""A recipe as a model folder that transformers and vLLM load, with its card and its recipe inside."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from evolve.errors import CandidateError, UserError
+from evolve.export.card import RECIPE_FILE, card
+from evolve.export.recipe import recipe_yaml
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+    from pathlib import Path
+
+    from torch import Tensor
+
+    from evolve.config.schema import ScoreConfig
+    from evolve.types import Parent, Recipe
+
+
+def export_model(
+    recipe: Recipe,
+    parents: Mapping[str, Parent],
+    out: Path,
+    *,
+    name: str,
+    score: ScoreConfig | None = None,
+    scores: tuple[Sequence[str], Sequence[Sequence[str]]] | None = None,
+    notes: Sequence[str] = (),
+    progress: Callable[[int, int], None] | None = None,
+) -> None:
+    """Build ``recipe`` into the new folder ``out``.
+
+    Args:
+        recipe: All values fixed.
+        parents: Name to parent.
+        out: A folder that does not exist, or is empty.
+        name: Title of the card.
+        score: How it was scored.
+        scores: Header and rows of the table of scores.
+        notes: Sentences below the table.
+        progress: Called with the tensors that are done and their total.
+
+    Raises:
+        UserError: The recipe cannot be built, or the folder cannot be written.
+    """
+    from evolve.stages.pipeline import build
+    from evolve.weights.reader import open_model
+    from evolve.weights.writer import write_model
+
+    text = recipe_yaml(recipe, parents, name=name, score=score, notes=notes)
+    readme = card(recipe, parents, name=name, recipe_text=text, scores=scores, notes=notes)
+    models = {model: open_model(parents[model].path) for model in recipe.models}
+    try:
+        model = build(recipe, models)
+        done = 0
+
+        def counted(tensor: str) -> Tensor:
+            nonlocal done
+            result = model.tensor(tensor)
+            done += 1
+            if progress is not None:
+                progress(done, len(model.specs))
+            return result
+
+        write_model(replace(model, tensor=counted), out, extra={"README.md": readme, RECIPE_FILE: text})
+    except CandidateError as error:
+        raise UserError(f"recipe {recipe.hash} cannot be built ({error.kind}): {error}") from error

@@ -1,0 +1,307 @@
+"""The vLLM engine: one start for a whole search, a candidate's weights are streamed into it.
+
+The engine lives in this process, so that a generator can feed it, and starts with dummy weights: nothing
+but config and tokenizer is written to disk. Architectures for which tests show that a swap equals a fresh
+start are in ``SWAPPABLE``. Any other is written to a temporary folder and gets a new engine for each model.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from evolve.errors import CandidateError, MissingDependency, UserError
+from evolve.score.engines.choose import choose_dtype, vllm_device, vllm_version
+from evolve.score.engines.fit import (
+    Stream,
+    as_candidate_error,
+    parameter_names,
+    side_files,
+    side_key,
+    write_side_files,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping
+
+    from evolve.config.schema import ScoreConfig
+    from evolve.weights.model import Model
+
+logger = logging.getLogger(__name__)
+
+SWAPPABLE = frozenset({"llama", "qwen2", "qwen3", "mistral", "gpt2"})
+"""``model_type`` of the architectures whose weights can be replaced in a running engine."""
+
+_GIB = 1 << 30
+_BLOCK = 32
+_CACHED_TOKENS = 1 << 15
+
+# With any of these the weights are not plainly in this process, or not as they are in files.
+_NO_SWAP_ARGS = frozenset({"tensor_parallel_size", "pipeline_parallel_size", "quantization", "load_format"})
+
+
+class _Identity(NamedTuple):
+    """As long as it stays the same, a running engine can take the model."""
+
+    architecture: str
+    side: str
+    dtype: str
+
+
+def open_engine(config: ScoreConfig, model: Model, threads: int) -> VllmEngine:
+    """Start an engine with ``model`` loaded.
+
+    Args:
+        config: How to score; ``engine_args`` go to vLLM's ``LLM``.
+        model: The first model.
+        threads: CPU threads of this engine.
+
+    Raises:
+        MissingDependency: vLLM is not installed.
+        UserError: ``engine_args`` ask for data parallelism.
+        CandidateError: The model does not fit, or vLLM does not start with it.
+    """
+    if vllm_version() is None:
+        raise MissingDependency("score.backend: vllm", "vllm")
+    if int(config.engine_args.get("data_parallel_size", 1)) > 1:
+        raise UserError(
+            "score.engine_args.data_parallel_size: lm-eval would shut down Ray; use engine.evaluators instead"
+        )
+    engine = VllmEngine(config, threads)
+    try:
+        engine.load(model)
+    except BaseException:
+        engine.close()
+        raise
+    return engine
+
+
+class VllmEngine:
+    """A vLLM engine in this process. See :class:`evolve.score.engines.base.Engine`."""
+
+    def __init__(self, config: ScoreConfig, threads: int) -> None:
+        self._config = config
+        self._threads = max(1, threads)
+        self._device = vllm_device()
+        self._running: Any = None
+        self._identity: _Identity | None = None
+        self._names: dict[str, str] | None = None
+        self._loaded = False
+        self._home = tempfile.TemporaryDirectory(prefix="evolve-engine-", ignore_cleanup_errors=True)
+        self._starts = 0
+
+    @property
+    def lm(self) -> Any:
+        """The LM for the model that is loaded now."""
+        if self._running is None or not self._loaded:
+            raise CandidateError("engine", "the engine holds no model: the last load failed")
+        return self._running
+
+    def load(self, model: Model) -> None:
+        """Replace the weights, or start again where the engine cannot take them."""
+        files = side_files(model)
+        identity = _Identity(
+            model.architecture, side_key(files), choose_dtype(self._config, model, self._device)
+        )
+        fresh = self._running is None or identity != self._identity or self._stalled()
+        names = self._names
+        if fresh:
+            names = parameter_names(model) if self._swappable(model) else None
+        self._loaded = False
+        if names is None:
+            self._start_from_weights(model, identity.dtype)
+        else:
+            if fresh:
+                self._start_with_dummies(model, files, identity)
+                self._names = names
+            self._swap(model, names)
+        self._loaded = True
+
+    def close(self) -> None:
+        """Stop the engine and give its memory back."""
+        self._stop()
+        self._home.cleanup()
+
+    def _swap(self, model: Model, names: Iterable[str]) -> None:
+        """Stream the weights in. The loader gets every tensor, whatever happens, or it cannot go on."""
+        import torch
+
+        assert self._identity is not None
+        stream = Stream(model, names, getattr(torch, self._identity.dtype))
+        llm = self._running.model
+        try:
+            llm.collective_rpc("reload_weights", kwargs={"weights_iterator": iter(stream)})
+            llm.collective_rpc(_settle)
+            clean = llm.reset_prefix_cache()
+        except BaseException as error:
+            self._stop()
+            if isinstance(error, Exception):
+                raise as_candidate_error(error, "engine") from error
+            raise
+        if not clean:
+            self._stop()
+            raise CandidateError("engine", "the prefix cache could not be emptied", retryable=True)
+        stream.check()
+
+    def _swappable(self, model: Model) -> bool:
+        return (
+            model.config.get("model_type") in SWAPPABLE
+            and "quantization_config" not in model.config
+            and self._config.engine_args.keys().isdisjoint(_NO_SWAP_ARGS)
+        )
+
+    def _stalled(self) -> bool:
+        """Whether requests of an interrupted call are left in the engine."""
+        return bool(self._running.model.llm_engine.has_unfinished_requests())
+
+    def _start_with_dummies(self, model: Model, files: Mapping[str, bytes], identity: _Identity) -> None:
+        folder = self._new_folder()
+        try:
+            folder.mkdir()
+            write_side_files(files, folder)
+            (folder / "config.json").write_text(json.dumps(dict(model.config)), encoding="utf-8")
+        except OSError as error:
+            raise as_candidate_error(error, "engine") from error
+        self._start(folder, model, identity.dtype, {"load_format": "dummy"})
+        self._identity = identity
+
+    def _start_from_weights(self, model: Model, dtype: str) -> None:
+        from evolve.weights.writer import write_model
+
+        folder = self._new_folder()
+        try:
+            write_model(model, folder)
+        except Exception as error:
+            raise as_candidate_error(error, "build") from error
+        self._start(folder, model, dtype, {})
+
+    def _start(self, folder: Path, model: Model, dtype: str, more: Mapping[str, Any]) -> None:
+        self._stop()
+        for old in folder.parent.iterdir():
+            if old != folder:
+                shutil.rmtree(old, ignore_errors=True)
+        _prepare_environment(self._threads)
+        try:
+            with _contained(self._threads):
+                from evolve.score.engines.vllm_lm import lm_class
+
+                arguments = self._arguments(model, dtype) | dict(more)
+                lm = lm_class()(pretrained=str(folder), **arguments)
+        except BaseException as error:
+            _release()
+            if isinstance(error, Exception):
+                raise as_candidate_error(error, "engine") from error
+            raise
+        lm.call_seed = self._config.seed
+        self._running = lm
+        logger.info("vLLM started on %s in %s", self._device, dtype)
+
+    def _arguments(self, model: Model, dtype: str) -> dict[str, Any]:
+        """Return the arguments of lm-eval's VLLM, most of which it hands on to vLLM's LLM."""
+        arguments: dict[str, Any] = {
+            "dtype": dtype,
+            "seed": self._config.seed,
+            "batch_size": "auto",
+            "tensor_parallel_size": 1,
+            "max_model_len": self._config.max_length,
+            "trust_remote_code": False,
+        }
+        if self._device == "cpu":
+            arguments |= {"enforce_eager": True, "block_size": _BLOCK}
+            if "VLLM_CPU_KVCACHE_SPACE" not in os.environ:
+                length = self._config.engine_args.get("max_model_len", self._config.max_length)
+                arguments["kv_cache_memory_bytes"] = _cache_bytes(model, dtype, length)
+        return arguments | self._config.engine_args
+
+    def _stop(self) -> None:
+        running, self._running = self._running, None
+        self._loaded = False
+        self._identity = None
+        if running is None:
+            return
+        running.model.llm_engine.engine_core.shutdown()
+        running.model = None
+        del running
+        _release()
+
+    def _new_folder(self) -> Path:
+        self._starts += 1
+        return Path(self._home.name) / str(self._starts)
+
+
+def _settle(worker: Any) -> None:
+    """Clear up in the worker what a reload leaves behind.
+
+    On a CPU a tied head keeps a packed copy of the old embeddings: it is packed again. The KV cache is
+    zeroed: attention multiplies the unused rest of a block by 0, so a NaN that an earlier candidate left
+    there would become a NaN of this one.
+    """
+    head = getattr(worker.get_model(), "lm_head", None)
+    method = getattr(head, "quant_method", None)
+    if method is not None:
+        method.process_weights_after_loading(head)
+    for cache in worker.model_runner.kv_caches:
+        cache.zero_()
+
+
+def _cache_bytes(model: Model, dtype: str, max_length: int | None) -> int:
+    """Return the size of the KV cache: for many sequences up to 1 GiB, for one longest sequence always."""
+    import torch
+
+    from evolve.score.engines.fit import hf_config
+
+    config = hf_config(model).get_text_config()
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    length = max_length or getattr(config, "max_position_embeddings", None) or 2048
+    per_token = 2 * config.num_hidden_layers * heads * width * getattr(torch, dtype).itemsize
+    return int(max(per_token * (length + 2 * _BLOCK), min(per_token * _CACHED_TOKENS, _GIB)))
+
+
+def _prepare_environment(threads: int) -> None:
+    """Set what vLLM reads from the environment. A name that the user has set keeps its value."""
+    for name, value in {
+        "VLLM_NO_USAGE_STATS": "1",
+        "DO_NOT_TRACK": "1",
+        "VLLM_CONFIGURE_LOGGING": "0",
+        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+    }.items():
+        os.environ.setdefault(name, value)
+    # A weight iterator cannot cross into another process.
+    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+    os.environ["OMP_NUM_THREADS"] = str(threads)
+    if "VLLM_LOGGING_LEVEL" not in os.environ:
+        # Each swap would warn of layers without weights of their own, such as a tied head.
+        logging.getLogger("vllm").setLevel(logging.ERROR)
+
+
+@contextlib.contextmanager
+def _contained(threads: int) -> Iterator[None]:
+    """Set the number of threads, and take back what a start of vLLM leaves behind in the process.
+
+    Its CPU worker replaces ``torch.set_num_threads``, and preloads libraries into all later children.
+    """
+    import torch
+
+    setter, preload = torch.set_num_threads, os.environ.get("LD_PRELOAD")
+    setter(threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads = setter
+        os.environ.pop("LD_PRELOAD", None)
+        if preload is not None:
+            os.environ["LD_PRELOAD"] = preload
+
+
+def _release() -> None:
+    """Take down vLLM's process group, which the next start in this process would trip over."""
+    from vllm.distributed.parallel_state import cleanup_dist_env_and_memory
+
+    cleanup_dist_env_and_memory()

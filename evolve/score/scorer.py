@@ -1,0 +1,252 @@
+"""Scores the model that an engine holds: the same items and prompts at every call."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+import math
+import random
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from evolve.errors import CandidateError, TaskError
+from evolve.score.items import item_key
+from evolve.score.metrics import item_values, standard_error
+from evolve.score.requests import SplitTask, build_requests, remember_texts
+from evolve.score.tasks import LoadedTask, load_tasks
+from evolve.types import Split, TaskScore, content_hash
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from evolve.config.schema import ScoreConfig
+    from evolve.score.engines.base import Engine
+
+logger = logging.getLogger(__name__)
+
+SPLITS: tuple[Split, ...] = ("search", "holdout")
+_PASSED = ("confirm_run_unsafe_code", "write_out")
+
+
+class Scorer:
+    """The tasks of one config, loaded once.
+
+    A task's score is the lm-eval metric over the items of a split. Few-shot examples are never items that
+    any task is scored on, and a prompt depends on its item, the seed and the task alone.
+    """
+
+    def __init__(self, config: ScoreConfig) -> None:
+        self._config = config
+        self._tasks: list[LoadedTask] = []
+        self._plain: dict[tuple[str, Split], list[Any]] = {}
+        self._templated: dict[tuple[str, Split], list[Any]] = {}
+        self._tokenizer: Any = None
+        self._fingerprint = ""
+
+    def prepare(self) -> None:
+        """Load the tasks, draw the items and build the prompts. The second call does nothing.
+
+        Raises:
+            TaskError: Tasks that cannot be used, all of them.
+        """
+        if self._tasks:
+            return
+        tasks, problems = load_tasks(self._config)
+        if problems:
+            lines = [f"score.{'.'.join(map(str, path))}: {message}" for path, message in problems]
+            raise TaskError("\n".join(lines))
+        for loaded in tasks:
+            remember_texts(loaded.task, [item for split in SPLITS for item in loaded.sets[split]])
+        self._plain = {
+            (loaded.config.task, split): build_requests(loaded, loaded.sets[split], self._config, None)
+            for loaded in tasks
+            for split in SPLITS
+        }
+        self._fingerprint = _fingerprint(self._config, tasks, self._plain)
+        self._tasks = tasks
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of all that decides a score besides the model: items, prompts, metrics, arguments; no path."""
+        self.prepare()
+        return self._fingerprint
+
+    @property
+    def sizes(self) -> dict[str, dict[Split, int]]:
+        """Task name to the number of items in each split."""
+        self.prepare()
+        return {
+            loaded.config.task: {split: len(loaded.sets[split]) for split in SPLITS} for loaded in self._tasks
+        }
+
+    @property
+    def duplicates(self) -> dict[str, int]:
+        """Task name to the number of items left out because others say the same."""
+        self.prepare()
+        return {loaded.config.task: loaded.duplicates for loaded in self._tasks}
+
+    def requests(self, split: Split) -> list[tuple[str, str, tuple[Any, ...]]]:
+        """Return ``(task, request type, arguments)`` of every request of a split, chat template left out."""
+        self.prepare()
+        return [
+            (loaded.config.task, request.request_type, request.args)
+            for loaded in self._tasks
+            for request in self._plain[loaded.config.task, split]
+        ]
+
+    def score(self, engine: Engine, split: Split) -> dict[str, TaskScore]:
+        """Score the model that ``engine`` holds on every task.
+
+        What the engine or lm-eval raises goes through as it is.
+
+        Raises:
+            CandidateError: An answer, a metric or an item's score is NaN or infinite, or missing.
+            TaskError: The split has no items, or the engine cannot answer a kind of request.
+        """
+        from lm_eval.evaluator import evaluate
+
+        self.prepare()
+        if split == "holdout" and self._config.holdout.items == 0:
+            raise TaskError("there is no holdout: score.holdout.items is 0")
+        views = self._views(engine.lm, split)
+        self._seed()
+        try:
+            results = evaluate(
+                engine.lm,
+                {"tasks": views},
+                bootstrap_iters=0,
+                log_samples=True,
+                # The prompts are built: chat template and system instruction are in them.
+                **{key: value for key, value in self._config.eval_args.items() if key in _PASSED},
+            )
+        except NotImplementedError as error:
+            kinds = sorted({kind for _, kind, _ in self.requests(split)})
+            raise TaskError(f"this backend does not answer all of {', '.join(kinds)}") from error
+        if results is None:
+            raise CandidateError("score", "lm-eval gave no results: this process has a rank other than 0")
+        return {
+            loaded.config.task: _task_score(loaded, loaded.sets[split], results) for loaded in self._tasks
+        }
+
+    def _views(self, lm: Any, split: Split) -> dict[str, Any]:
+        """Return lm-eval's view of each task, with prompts in the model's chat template where asked for."""
+        requests = self._plain
+        if self._config.apply_chat_template:
+            tokenizer = getattr(lm, "tokenizer", None)
+            if tokenizer is None or tokenizer is not self._tokenizer:
+                self._templated, self._tokenizer = {}, tokenizer
+            for loaded in self._tasks:
+                key = (loaded.config.task, split)
+                if key not in self._templated:
+                    self._templated[key] = build_requests(loaded, loaded.sets[split], self._config, lm)
+            requests = self._templated
+        return {
+            loaded.config.task: SplitTask(
+                loaded.task, loaded.sets[split], requests[loaded.config.task, split]
+            )
+            for loaded in self._tasks
+        }
+
+    def _seed(self) -> None:
+        """Seed what sampling engines draw from: a score must not depend on the candidate before."""
+        import torch
+
+        random.seed(self._config.seed)
+        np.random.seed(self._config.seed % 2**32)
+        torch.manual_seed(self._config.seed)
+
+
+def _task_score(loaded: LoadedTask, items: Sequence[Any], results: Any) -> TaskScore:
+    from lm_eval.api.metrics import mean
+
+    name = loaded.config.task
+    samples = [sample for sample in results["samples"][name] if sample["filter"] == loaded.filter]
+    samples.sort(key=lambda sample: sample["doc_id"])
+    keys = [item.key for item in items]
+    if [item_key(sample["doc"]) for sample in samples] != keys:
+        raise CandidateError("score", f"task {name!r}: lm-eval's answers are not those of the items asked")
+    for sample in samples:
+        if not _finite_answers(sample["resps"]):
+            raise CandidateError("non_finite", f"task {name!r}: a log-likelihood is NaN or infinite")
+    metric = loaded.metric
+    scored = {key: sample[metric] for key, sample in zip(keys, samples, strict=True) if metric in sample}
+    if not scored:
+        known = sorted(set(samples[0]["metrics"]))
+        raise CandidateError("score", f"task {name!r} gave no {metric!r}; it gave {', '.join(known)}")
+    higher = loaded.task.higher_is_better().get(metric)
+    if higher is None:
+        raise CandidateError("score", f"task {name!r}: its higher_is_better for {metric!r} is missing")
+    # Without an aggregation lm-eval takes the mean, and warns.
+    values = item_values(name, metric, list(scored.values()), loaded.task.aggregation().get(metric, mean))
+    value = float(results["results"][name][f"{metric},{loaded.filter}"])
+    if not math.isfinite(value):
+        raise CandidateError("non_finite", f"task {name!r}: {metric} is {value}")
+    return TaskScore(
+        metric=loaded.config.metric,
+        value=value,
+        stderr=standard_error(values),
+        higher_is_better=bool(higher),
+        items=dict(zip(scored, values, strict=True)),
+    )
+
+
+def _finite_answers(answers: Any) -> bool:
+    """Whether every number among the raw answers is finite: an argmax over NaN gives a plausible score."""
+    if isinstance(answers, (float, np.floating)):
+        return math.isfinite(answers)
+    if isinstance(answers, (list, tuple)):
+        return all(_finite_answers(part) for part in answers)
+    return True
+
+
+def _fingerprint(
+    config: ScoreConfig, tasks: Sequence[LoadedTask], requests: dict[tuple[str, Split], list[Any]]
+) -> str:
+    from importlib.metadata import version
+
+    described = [
+        {
+            "task": loaded.config.task,
+            "metric": loaded.metric,
+            "filter": loaded.filter,
+            "shots": loaded.shots,
+            "pool": list(loaded.pool),
+            "scoring": {key: _plain(loaded.task.get_config(key)) for key in _SCORING},
+            "items": {split: [item.key for item in loaded.sets[split]] for split in SPLITS},
+            "requests": {
+                split: item_key([request.args for request in requests[loaded.config.task, split]])
+                for split in SPLITS
+            },
+        }
+        for loaded in tasks
+    ]
+    settings = config.model_dump(
+        include={
+            "dtype",
+            "max_length",
+            "apply_chat_template",
+            "system_instruction",
+            "seed",
+            "engine_args",
+            "eval_args",
+        }
+    )
+    return content_hash({"lm_eval": version("lm-eval"), "settings": _plain(settings), "tasks": described})
+
+
+_SCORING = ("output_type", "metric_list", "filter_list", "process_results", "repeats", "generation_kwargs")
+
+
+def _plain(value: Any) -> Any:
+    """Return JSON for ``value``: a function by its source, for its address changes with every process."""
+    if isinstance(value, dict):
+        return {str(key): _plain(part) for key, part in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(part) for part in value]
+    if callable(value):
+        try:
+            return inspect.getsource(value)
+        except (TypeError, OSError):
+            return getattr(value, "__qualname__", type(value).__name__)
+    return value if isinstance(value, (str, int, float, bool, type(None))) else str(value)

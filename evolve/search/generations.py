@@ -1,0 +1,249 @@
+"""The search, generation by generation: ask, evaluate side by side, record, tell.
+
+An outcome is written to the run's folder before the study is told of it, so that a kill at any instant
+leaves a state from which the same steps follow.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import Counter
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol, TypeAlias
+
+from evolve.errors import Interrupted, RunError
+from evolve.types import Failed, Job, Scored
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+
+    from evolve.config.schema import SearchConfig
+    from evolve.search.base import Progress, Proposal, Searcher
+    from evolve.space.space import Space
+    from evolve.store.rundir import RunDir
+    from evolve.types import Outcome, Recipe
+
+logger = logging.getLogger(__name__)
+
+AVERAGE = "average"
+"""Name of the plain average among the baselines."""
+
+
+class Evaluated(Protocol):
+    """What comes back for a job."""
+
+    @property
+    def job(self) -> Job:
+        """The job."""
+        ...
+
+    @property
+    def outcome(self) -> Outcome:
+        """What came of it."""
+        ...
+
+    @property
+    def attempts(self) -> int:
+        """How often it was started."""
+        ...
+
+
+Evaluate: TypeAlias = "Callable[[Sequence[Job], Callable[[], bool]], Iterator[Evaluated]]"
+"""Evaluate jobs side by side; raise ``Interrupted`` when the callable says so."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a search is to do; the same after every start.
+
+    Attributes:
+        config: Stop rules.
+        population: Candidates per generation.
+        contents: Model name to content hash.
+        baselines: Name to recipe, scored before the first generation and outside the study.
+        score_key: Hash of everything that decides a score.
+        holdout: Whether there are holdout items.
+    """
+
+    config: SearchConfig
+    population: int
+    contents: Mapping[str, str]
+    baselines: Mapping[str, Recipe]
+    score_key: str
+    holdout: bool
+
+
+class Generations:
+    """A search over a space. Implements the engine's ``Loop``."""
+
+    def __init__(self, run: RunDir, space: Space, searcher: Searcher, plan: Plan, evaluate: Evaluate) -> None:
+        self._run = run
+        self._space = space
+        self._searcher = searcher
+        self._plan = plan
+        self._evaluate = evaluate
+        self._began = time.monotonic()
+        self._started = False
+        self._failed: Counter[str] = Counter()
+
+    def step(self) -> bool:
+        """Advance by one generation; the baselines come first, the holdout last.
+
+        Returns:
+            True when the search is over.
+
+        Raises:
+            Interrupted: A stop was requested; the same step goes on after the next start.
+            RunError: A generation failed too often.
+        """
+        try:
+            if not self._started:
+                self._start()
+                self._started = True
+                return False
+            reason = self._reason_to_stop()
+            if reason is None:
+                self._generation()
+                return False
+        except Interrupted:
+            if not self._out_of_time():
+                self._run.write_state(reason="interrupted", running=0)
+                raise
+            reason = "timeout"
+        self._finish(reason)
+        return True
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+    def _start(self) -> None:
+        """Score the baselines and the centre of the ranges together."""
+        self._run.write_state(phase="baselines", reason=None)
+        for record in self._run.records():
+            if record.score_key == self._plan.score_key and isinstance(record.outcome, Failed):
+                self._failed[record.outcome.kind] += 1
+        jobs = [Job(recipe) for recipe in self._plan.baselines.values()]
+        progress = self._searcher.progress()
+        proposals = self._searcher.round(1) if progress.generation == 0 else []
+        self._settle(proposals, jobs)
+        values = {name: self._value_of(name, recipe) for name, recipe in self._plan.baselines.items()}
+        parents = [value for name, value in values.items() if name != AVERAGE]
+        self._run.write_state(best_parent=max(parents), average=values.get(AVERAGE))
+
+    def _value_of(self, name: str, recipe: Recipe) -> float:
+        """Return a baseline's value: without it no result of the search can be judged."""
+        outcome = self._run.outcome(Job(recipe), self._plan.score_key)
+        if isinstance(outcome, Scored):
+            return outcome.value
+        cause = f"{outcome.kind}: {outcome.message}" if outcome else "no outcome"
+        raise RunError(f"the baseline {name!r} cannot be scored: {cause}")
+
+    def _generation(self) -> None:
+        """Complete one generation, failed candidates replaced."""
+        generation = self._searcher.progress().generation
+        while True:
+            progress = self._searcher.progress()
+            missing = min(progress.missing, self._plan.config.trials - progress.complete)
+            if progress.generation != generation or missing <= 0:
+                return
+            self._report(progress)
+            budget = 2 * self._plan.population - progress.asked + progress.running
+            if budget <= 0:
+                raise RunError(self._too_many_failures(progress))
+            self._settle(self._searcher.round(min(missing, budget)), [])
+
+    def _settle(self, proposals: Sequence[Proposal], extra: Sequence[Job]) -> None:
+        """Bring proposals and further jobs to their outcomes, each distinct recipe evaluated once."""
+        waiting: dict[str, tuple[Job, list[int]]] = {}
+        for proposal in proposals:
+            job = Job(self._space.recipe(proposal.values, self._plan.contents))
+            waiting.setdefault(job.key, (job, []))[1].append(proposal.number)
+        for job in extra:
+            waiting.setdefault(job.key, (job, []))
+        open_jobs = []
+        for key, (job, numbers) in list(waiting.items()):
+            outcome = self._known(job)
+            if outcome is None:
+                open_jobs.append(job)
+            else:
+                self._tell(job, outcome, numbers)
+                del waiting[key]
+        self._run.write_state(running=len(open_jobs))
+        for result in self._evaluate(open_jobs, self._should_stop):
+            self._record(result)
+            job, numbers = waiting.pop(result.job.key)
+            self._tell(job, result.outcome, numbers)
+            self._report(self._searcher.progress(), running=len(waiting))
+
+    def _known(self, job: Job) -> Outcome | None:
+        """Return the recorded outcome of a job, unless a second try may do better."""
+        outcome = self._run.outcome(job, self._plan.score_key)
+        return None if isinstance(outcome, Failed) and outcome.retryable else outcome
+
+    def _tell(self, job: Job, outcome: Outcome, numbers: Sequence[int]) -> None:
+        value = outcome.value if isinstance(outcome, Scored) else None
+        for number in numbers:
+            self._searcher.tell(number, value, recipe=job.recipe.hash)
+
+    def _reason_to_stop(self) -> str | None:
+        config = self._plan.config
+        progress = self._searcher.progress()
+        if progress.complete >= config.trials:
+            return "trials"
+        if config.target is not None and progress.best is not None and progress.best >= config.target:
+            return "target"
+        if config.patience is not None and progress.stale >= config.patience:
+            return "patience"
+        return "timeout" if self._out_of_time() else None
+
+    def _out_of_time(self) -> bool:
+        limit = self._plan.config.timeout
+        return limit is not None and time.monotonic() - self._began > limit
+
+    def _should_stop(self) -> bool:
+        return self._run.stop_requested() or self._out_of_time()
+
+    def _finish(self, reason: str) -> None:
+        """Score the best candidate and the baselines on the holdout."""
+        self._run.write_state(phase="holdout", reason=reason, running=0)
+        if self._plan.holdout:
+            recipes = list(self._plan.baselines.values())
+            best = self._searcher.best()
+            if best is not None:
+                recipes.insert(0, self._space.recipe(best.values, self._plan.contents))
+            self._began = time.monotonic()
+            self._settle_holdout([Job(recipe, "holdout") for recipe in recipes])
+        self._run.write_state(phase="export", running=0)
+
+    def _settle_holdout(self, jobs: Sequence[Job]) -> None:
+        unique = {job.key: job for job in jobs}
+        todo = [job for job in unique.values() if self._known(job) is None]
+        for result in self._evaluate(todo, self._run.stop_requested):
+            self._record(result)
+
+    def _record(self, result: Evaluated) -> None:
+        self._run.record(result.job, result.outcome, score_key=self._plan.score_key, attempts=result.attempts)
+        if isinstance(result.outcome, Failed):
+            self._failed[result.outcome.kind] += 1
+
+    def _report(self, progress: Progress, running: int | None = None) -> None:
+        changes: dict[str, object] = {
+            "phase": "search",
+            "generation": progress.generation,
+            "complete": progress.complete,
+            "failed": dict(self._failed),
+            "best": progress.best,
+        }
+        if running is not None:
+            changes["running"] = running
+        self._run.write_state(**changes)
+
+    def _too_many_failures(self, progress: Progress) -> str:
+        lines = [
+            f"{record.recipe.hash}: {record.outcome.kind}: {record.outcome.message}"
+            for record in self._run.records()
+            if isinstance(record.outcome, Failed)
+        ]
+        head = f"generation {progress.generation} failed: {progress.asked} candidates asked, "
+        return head + f"{progress.missing} still missing. The failures:\n  " + "\n  ".join(lines[-10:])

@@ -1,0 +1,237 @@
+"""A searcher over an Optuna study, which can be killed at any instant and gone on with.
+
+What makes that exact: a sampler is made anew before each ask, seeded by the study's seed and the trial's
+number; a round is written into the study before its first ask; trials of a round are all asked before one of
+them is told. So an ask depends on nothing but the study and the seed, and a trial whose asking was
+interrupted is asked on to the same values.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import math
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from evolve.errors import RunError
+from evolve.search.base import Progress, Proposal
+from evolve.search.declared import suggest
+from evolve.store.study import RECIPE, storage_errors
+from evolve.types import content_hash
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from optuna import Study
+    from optuna.trial import FrozenTrial
+
+    from evolve.search.base import SamplerFactory
+    from evolve.space.genes import Gene
+
+logger = logging.getLogger(__name__)
+
+_ROUND = "round"
+_SEARCHER = "searcher"
+
+
+class StudySearcher:
+    """Implements :class:`evolve.search.base.Searcher`.
+
+    Args:
+        study: The study. Nobody else writes it.
+        genes: The whole space.
+        make_sampler: Makes the sampler of one ask.
+        population: Candidates per generation.
+        seed: Seed of the study.
+        centre: Gene name to the value that trial 0 gets.
+
+    Raises:
+        UserError: The sampler cannot search this space.
+    """
+
+    def __init__(
+        self,
+        study: Study,
+        genes: Sequence[Gene],
+        make_sampler: SamplerFactory,
+        *,
+        population: int,
+        seed: int,
+        centre: Mapping[str, float],
+    ) -> None:
+        self._study = study
+        self._genes = tuple(genes)
+        self._make_sampler = make_sampler
+        self._population = population
+        self._seed = seed
+        self._centre = {
+            gene.name: round(centre[gene.name]) if gene.integer else float(centre[gene.name])
+            for gene in self._genes
+        }
+        self._where = f"study {study.study_name}"
+        self._whole = False
+        make_sampler(self._genes, population, seed_of_ask(seed, 0))
+
+    def round(self, size: int) -> list[Proposal]:
+        """Return the proposals that are asked and not told, after completing the round that was begun.
+
+        A new round begins only when all earlier proposals are told. It is cut to what the generation lacks.
+        """
+        with storage_errors(self._where):
+            self._complete_round()
+            pending = self._pending()
+            if pending:
+                return pending
+            size = min(size, self.progress().missing)
+            if size > 0:
+                self._begin_round(size)
+                self._complete_round()
+            return self._pending()
+
+    def tell(self, number: int, value: float | None, *, recipe: str) -> None:
+        """Store the value of a trial, or None for a failure, and its recipe's hash.
+
+        Telling a finished trial again is ignored. A value that is not finite counts as a failure.
+        """
+        import optuna
+
+        with storage_errors(self._where):
+            self._complete_round()
+            trials = self._trials()
+            if number >= len(trials):
+                raise ValueError(f"trial {number} was never asked")
+            if trials[number].state.is_finished():
+                return
+            if value is not None and not math.isfinite(value):
+                logger.warning("trial %d: the value %r is not finite; it counts as failed", number, value)
+                value = None
+            # Before the state, since a finished trial takes no attributes.
+            optuna.trial.Trial(self._study, trials[number]._trial_id).set_user_attr(RECIPE, recipe)
+            if value is None:
+                self._study.tell(number, state=optuna.trial.TrialState.FAIL, skip_if_finished=True)
+            else:
+                self._study.tell(number, float(value), skip_if_finished=True)
+
+    def progress(self) -> Progress:
+        """Read from the study how far it is."""
+        with storage_errors(self._where):
+            return progress_of(self._trials(), self._population)
+
+    def best(self) -> Proposal | None:
+        """Return the complete trial of the highest value, the earliest of equals; None: none is complete."""
+        with storage_errors(self._where):
+            complete = [trial for trial in self._trials() if trial.state.name == "COMPLETE"]
+        return _proposal(max(complete, key=lambda trial: trial.value)) if complete else None
+
+    def _trials(self) -> list[FrozenTrial]:
+        # Not copied: a study of thousands of trials is read several times per candidate.
+        trials: list[FrozenTrial] = self._study.get_trials(deepcopy=False)
+        return trials
+
+    def _pending(self) -> list[Proposal]:
+        return [_proposal(trial) for trial in self._trials() if trial.state.name == "RUNNING"]
+
+    def _begin_round(self, size: int) -> None:
+        """Write down that a round begins, so that it is completed whenever we are killed in it."""
+        first = sum(trial.state.name != "WAITING" for trial in self._trials())
+        if first == 0:
+            self._study.set_user_attr(_SEARCHER, self._identity())
+        self._whole = False
+        self._study.set_user_attr(_ROUND, {"first": first, "size": size})
+
+    def _complete_round(self) -> None:
+        """Ask what the begun round lacks: values of a trial that was being asked, then whole trials."""
+        if self._whole:
+            return
+        attributes = self._study.user_attrs
+        if attributes.get(_SEARCHER, self._identity()) != self._identity():
+            raise RunError(
+                f"{self._where}: made with another space, population, seed or sampler, which cannot be mixed "
+                "in one study. Start a new run under another name."
+            )
+        begun = attributes.get(_ROUND)
+        if begun is not None:
+            trials = self._trials()
+            for trial in trials:
+                if trial.state.name == "RUNNING" and len(trial.params) < len(self._genes):
+                    self._adopt(trial)
+            asked = sum(trial.state.name != "WAITING" for trial in trials)
+            for number in range(asked, begun["first"] + begun["size"]):
+                self._ask(number)
+        self._whole = True
+
+    def _ask(self, number: int) -> None:
+        if number == 0 and not self._trials():
+            self._study.enqueue_trial(self._centre)
+        self._study.sampler = self._make_sampler(
+            self._genes, self._population, seed_of_ask(self._seed, number)
+        )
+        trial = self._study.ask()
+        if trial.number != number:
+            raise RunError(
+                f"{self._where}: another process asked for trial {trial.number - 1}. "
+                "Only one may write a study: stop the other one."
+            )
+        for gene in self._genes:
+            suggest(trial, gene)
+
+    def _adopt(self, frozen: FrozenTrial) -> None:
+        """Ask a trial on whose asking was interrupted."""
+        import optuna
+
+        self._study.sampler = self._make_sampler(
+            self._genes, self._population, seed_of_ask(self._seed, frozen.number)
+        )
+        trial = optuna.trial.Trial(self._study, frozen._trial_id)
+        for gene in self._genes:
+            suggest(trial, gene)
+
+    def _identity(self) -> dict[str, Any]:
+        return {
+            "space": content_hash([asdict(gene) for gene in self._genes]),
+            "population": self._population,
+            "seed": self._seed,
+            "sampler": getattr(self._make_sampler, "__module__", ""),
+        }
+
+
+def seed_of_ask(seed: int, number: int) -> int:
+    """Return the seed of the sampler that asks for a trial, below 2**32."""
+    return int.from_bytes(hashlib.sha256(f"{seed}/{number}".encode()).digest()[:4], "big")
+
+
+def progress_of(trials: Sequence[FrozenTrial], population: int) -> Progress:
+    """Count trials in the order of their numbers: trial 0 alone, then generations of ``population`` values.
+
+    A failed trial 0 is not replaced; other failures are, within their generation.
+    """
+    counts = {"COMPLETE": 0, "FAIL": 0, "RUNNING": 0}
+    best: float | None = None
+    generation = done = asked = best_generation = 0
+    for trial in trials:
+        state = trial.state.name
+        if state not in counts:
+            continue
+        counts[state] += 1
+        asked += 1
+        if state == "COMPLETE":
+            done += 1
+            if best is None or trial.value > best:
+                best, best_generation = trial.value, generation
+        if (generation == 0 and state != "RUNNING") or (generation > 0 and done == population):
+            generation, done, asked = generation + 1, 0, 0
+    return Progress(
+        complete=counts["COMPLETE"],
+        failed=counts["FAIL"],
+        generation=generation,
+        missing=(population if generation else 1) - done,
+        asked=asked,
+        running=counts["RUNNING"],
+        stale=0 if best is None else max(0, generation - best_generation - 1),
+        best=best,
+    )
+
+
+def _proposal(trial: FrozenTrial) -> Proposal:
+    return Proposal(trial.number, {name: float(value) for name, value in trial.params.items()})

@@ -1,0 +1,65 @@
+"""Drop at random and rescale, then add the task vectors up."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from evolve.stages.merge.base import Inputs, MergeMethod
+from evolve.stages.merge.sums import (
+    DENSITY,
+    LAMBDA,
+    WEIGHT,
+    add_agreed_to_base,
+    add_to_base,
+    column,
+    normalize,
+    rescale,
+    task_vectors,
+)
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+_PAPER = "Yu et al. 2024, Language models are super Mario, arXiv:2311.03099"
+_SHARED = (normalize(False), rescale(True, "Divide what stays by the density."), LAMBDA)
+
+
+class DareLinear(MergeMethod):
+    """Each entry of a task vector stays with probability ``density``; then as task_arithmetic."""
+
+    name = "dare_linear"
+    paper = _PAPER
+    base = "required"
+    models = (1, None)
+    per_model = (WEIGHT, DENSITY)
+    shared = _SHARED
+
+    @staticmethod
+    def merge(inputs: Inputs) -> Tensor:
+        """Return base + lambda * sum of weight * thinned task vector."""
+        return add_to_base(inputs, _thinned(inputs))
+
+
+class DareTies(MergeMethod):
+    """Each entry of a task vector stays with probability ``density``; then the sign is elected as in ties."""
+
+    name = "dare_ties"
+    paper = _PAPER
+    base = "required"
+    models = (1, None)
+    per_model = (WEIGHT, DENSITY)
+    shared = _SHARED
+
+    @staticmethod
+    def merge(inputs: Inputs) -> Tensor:
+        """Return base + lambda * sum of those weighted thinned task vectors that have the elected sign."""
+        return add_agreed_to_base(inputs, _thinned(inputs))
+
+
+def _thinned(inputs: Inputs) -> list[Tensor]:
+    from evolve.tensors.sparsify import drop_
+
+    deltas = task_vectors(inputs)
+    for delta, density, seed in zip(deltas, column(inputs, "density"), inputs.seeds, strict=True):
+        drop_(delta, density, seed, rescale=bool(inputs.shared["rescale"]))
+    return deltas

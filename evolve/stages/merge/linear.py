@@ -1,0 +1,31 @@
+"""Weighted average of models."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from evolve.stages.merge.base import Inputs, MergeMethod
+from evolve.stages.merge.sums import WEIGHT, column, normalize, total
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class Linear(MergeMethod):
+    """Sum of weight times model, divided by the sum of the weights. Equal weights: a uniform soup."""
+
+    name = "linear"
+    paper = "Wortsman et al. 2022, Model soups, arXiv:2203.05482"
+    base = "none"
+    models = (1, None)
+    per_model = (WEIGHT,)
+    shared = (normalize(True),)
+
+    @staticmethod
+    def merge(inputs: Inputs) -> Tensor:
+        """Return the average."""
+        from evolve.tensors.interpolate import weighted_sum
+
+        weights = column(inputs, "weight")
+        divisor = total(inputs, weights) if inputs.shared["normalize"] else 1.0
+        return weighted_sum(inputs.tensors, weights, divisor=divisor)

@@ -1,0 +1,139 @@
+"""The values of every parameter for every tensor, and the arithmetic of one tensor."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import TYPE_CHECKING, NamedTuple
+
+from evolve.errors import CandidateError
+from evolve.registry import MERGE_METHODS
+from evolve.stages.merge.base import Inputs
+from evolve.stages.merge.headers import merged
+from evolve.stages.merge.layers import depths
+from evolve.stages.merge.values import choose
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from torch import Tensor
+
+    from evolve.config.values import Parameter
+    from evolve.stages.merge.base import Param
+    from evolve.stages.merge.block import MergeBlock
+    from evolve.weights.model import Model
+
+
+class _Values(NamedTuple):
+    per_model: tuple[dict[str, float], ...]
+    shared: dict[str, float]
+
+
+def tensor_seed(seed: int, model: str, tensor: str) -> int:
+    """Return the 64-bit seed of one tensor of one model, the same in every process."""
+    return int.from_bytes(hashlib.sha256(f"{seed}\0{model}\0{tensor}".encode()).digest()[:8], "big")
+
+
+class Plan:
+    """Computes any tensor of a merge, in any order and from any thread."""
+
+    def __init__(
+        self, block: MergeBlock, models: Mapping[str, Model], *, seed: int, types: Mapping[str, str]
+    ) -> None:
+        self._block = block
+        self._models = models
+        self._seed = seed
+        self._types = types
+        self._method = MERGE_METHODS.load(block.merge_method)
+        self._names = tuple(entry.model for entry in block.others)
+        self._base = None if self._method.base == "none" else block.base_model
+        depth = depths(models[block.reference])
+        # Resolved now, so that a recipe that cannot be built fails before the engine is touched.
+        self._values = {
+            tensor: self._resolve(tensor, depth(tensor)) for tensor in types if merged(types[tensor])
+        }
+
+    def _resolve(self, tensor: str, t: float) -> _Values:
+        common = self._block.parameters
+        per_model = tuple(
+            {
+                param.name: _value(
+                    param, [entry.parameters.get(param.name), common.get(param.name)], tensor, t
+                )
+                for param in self._method.per_model
+            }
+            for entry in self._block.others
+        )
+        shared = {
+            param.name: _value(param, [common.get(param.name)], tensor, t) for param in self._method.shared
+        }
+        return _Values(per_model, shared)
+
+    def tensor(self, name: str) -> Tensor:
+        """Read one tensor of every model and merge them.
+
+        Raises:
+            CandidateError: The values have no meaning together, or the result is not finite.
+        """
+        import torch
+
+        if not merged(self._types[name]):
+            return self._copied(name)
+        values = self._values[name]
+        inputs = Inputs(
+            name=name,
+            tensors=tuple(self._read(model, name) for model in self._names),
+            base=None if self._base is None else self._read(self._base, name),
+            per_model=values.per_model,
+            shared=values.shared,
+            seeds=tuple(tensor_seed(self._seed, model, name) for model in self._names),
+        )
+        result = self._method.merge(inputs)
+        dtype: torch.dtype = getattr(torch, self._types[name])
+        out = result.to(dtype)
+        if not _finite(out):
+            raise CandidateError("non_finite", self._blame(inputs, result))
+        return out
+
+    def _read(self, model: str, name: str) -> Tensor:
+        import torch
+
+        return self._models[model].tensor(name).to(torch.float32)
+
+    def _copied(self, name: str) -> Tensor:
+        import torch
+
+        (first, reference), *others = [(model, found.tensor(name)) for model, found in self._models.items()]
+        for model, tensor in others:
+            if not torch.equal(tensor, reference):
+                message = (
+                    f"{name} is {self._types[name]}, which is copied, but {first} and {model} differ in it"
+                )
+                raise CandidateError("build", message)
+        return reference
+
+    def _blame(self, inputs: Inputs, result: Tensor) -> str:
+        read = dict(zip(self._names, inputs.tensors, strict=True))
+        if inputs.base is not None and self._base is not None:
+            read[self._base] = inputs.base
+        for model, tensor in read.items():
+            if not _finite(tensor):
+                return f"{inputs.name}: model {model!r} has NaN or infinite weights"
+        if _finite(result):
+            return f"{inputs.name}: a value is too large for {self._types[inputs.name]}; set dtype: bfloat16"
+        return f"{inputs.name}: the merge gives NaN or infinity; the weights are too large"
+
+
+def _value(param: Param, sources: list[Parameter | None], tensor: str, t: float) -> float:
+    value = choose(param, sources, tensor, t)
+    if value is None:
+        raise CandidateError("invalid_recipe", f"{tensor}: no value for the parameter {param.name}")
+    return value
+
+
+def _finite(tensor: Tensor) -> bool:
+    import torch
+
+    if tensor.numel() == 0:
+        return True
+    low, high = torch.aminmax(tensor)
+    return bool(torch.isfinite(low)) and bool(torch.isfinite(high))

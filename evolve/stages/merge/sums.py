@@ -1,0 +1,84 @@
+"""What the methods that add weighted tensors share: their parameters and the normalisation."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from evolve.errors import CandidateError
+from evolve.stages.merge.base import Param
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from torch import Tensor
+
+    from evolve.stages.merge.base import Inputs
+
+WEIGHT = Param("weight", None, suggest=(0.0, 1.0), doc="Share of the model, or factor of its task vector.")
+DENSITY = Param(
+    "density", 1.0, low=0.0, high=1.0, suggest=(0.2, 1.0), doc="Share of the task vector to keep."
+)
+LAMBDA = Param("lambda", 1.0, suggest=(0.5, 1.5), doc="Factor of the merged task vector.")
+
+# Weights that cancel out to less than this share of their size leave nothing but rounding errors to scale up.
+_CANCELLED = 1e-6
+
+
+def normalize(default: bool) -> Param:
+    """Return the parameter that divides by the weights."""
+    return Param("normalize", default, kind="bool", doc="Divide by the sum of the weights.")
+
+
+def rescale(default: bool, doc: str) -> Param:
+    """Return the parameter that makes up for what sparsification took away."""
+    return Param("rescale", default, kind="bool", doc=doc)
+
+
+def column(inputs: Inputs, name: str) -> list[float]:
+    """Return the values of one per-model parameter, in the order of the models."""
+    return [float(values[name]) for values in inputs.per_model]
+
+
+def total(inputs: Inputs, weights: Sequence[float]) -> float:
+    """Return the sum of the weights, by which the sum of the tensors can be divided.
+
+    Raises:
+        CandidateError: They sum to zero, or cancel out but for a millionth.
+    """
+    result = sum(weights)
+    if abs(result) <= _CANCELLED * sum(abs(weight) for weight in weights):
+        listed = ", ".join(f"{weight:g}" for weight in weights)
+        raise CandidateError(
+            "invalid_recipe",
+            f"{inputs.name}: the weights ({listed}) sum to zero and cannot be normalized; change a weight, "
+            "or set normalize: false",
+        )
+    return result
+
+
+def add_to_base(inputs: Inputs, deltas: Sequence[Tensor]) -> Tensor:
+    """Return ``base + lambda * sum(weight * delta)``; with ``normalize`` the weights are made to sum to 1."""
+    from evolve.tensors.interpolate import weighted_sum
+
+    weights = column(inputs, "weight")
+    divisor = total(inputs, weights) if inputs.shared["normalize"] and any(weights) else 1.0
+    factor = inputs.shared["lambda"]
+    return weighted_sum(deltas, [factor * weight for weight in weights], divisor=divisor, start=inputs.base)
+
+
+def add_agreed_to_base(inputs: Inputs, deltas: Sequence[Tensor]) -> Tensor:
+    """Return ``base + lambda * d``, where d sums up the weighted deltas that have the elected sign."""
+    from evolve.tensors.consensus import disjoint_sum
+    from evolve.tensors.interpolate import weighted_sum
+
+    agreed = disjoint_sum(deltas, column(inputs, "weight"), mean=bool(inputs.shared["normalize"]))
+    return weighted_sum([agreed], [inputs.shared["lambda"]], start=inputs.base)
+
+
+def task_vectors(inputs: Inputs) -> list[Tensor]:
+    """Return each model minus the base: new tensors, which the caller may change."""
+    from evolve.tensors.interpolate import difference
+
+    if inputs.base is None:
+        raise CandidateError("invalid_recipe", f"{inputs.name}: task vectors need a base_model")
+    return [difference(tensor, inputs.base) for tensor in inputs.tensors]

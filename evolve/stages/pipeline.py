@@ -1,0 +1,237 @@
+"""Runs a recipe: wires stages to the models and outputs that they name, and guards the result."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+from pydantic import ValidationError
+
+from evolve.errors import CandidateError, UserError
+from evolve.registry import STAGES, did_you_mean
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+    from torch import Tensor
+
+    from evolve.config.values import StageBlock
+    from evolve.stages.base import Stage
+    from evolve.types import Recipe
+    from evolve.weights.model import Model
+
+
+@dataclass(frozen=True)
+class _Step:
+    """A stage with its inputs resolved.
+
+    Attributes:
+        place: Such as ``pipeline.0.merge``.
+        stage: The implementation.
+        block: Its block, ``model`` filled in with the output before where it was absent.
+        inputs: Names that it reads, in order.
+        output: The name of its output; one that nobody can write where it has none.
+        problems: ``(path, message)``; with one in it the step cannot run.
+    """
+
+    place: str
+    stage: type[Stage]
+    block: StageBlock
+    inputs: tuple[str, ...]
+    output: str
+    problems: list[tuple[str, str]] = field(default_factory=list)
+
+
+def check(stages: Sequence[tuple[str, StageBlock]], models: Mapping[str, Model]) -> list[tuple[str, str]]:
+    """Return ``(dotted path, message with the mend)`` for everything that keeps the stages from being built.
+
+    Names first, then each stage's own check against the headers of its inputs. Blocks may hold ranges.
+    The output of an earlier stage is judged by the headers of the model that the stage starts from.
+    """
+    found: list[tuple[str, str]] = []
+    known = dict(models)
+    for step in _wire(stages, models):
+        found += step.problems
+        available = {name: known[name] for name in step.inputs if name in known}
+        if len(available) == len(step.inputs) and not step.problems:
+            found += [
+                (f"{step.place}.{path}" if path else step.place, message)
+                for path, message in step.stage.check(step.block, available)
+            ]
+        if (start := _starts_from(step)) in known:
+            known[step.output] = known[start]
+    return found
+
+
+def build(recipe: Recipe, parents: Mapping[str, Model], *, seed: int = 0) -> Model:
+    """Return the model that ``recipe`` describes. Its tensors are computed when they are read.
+
+    A recipe without stages is its one model. A tensor with a NaN or infinite value raises when it is read.
+
+    Args:
+        recipe: All values fixed.
+        parents: Name to model, at least those that the recipe names.
+        seed: For stages whose block has none.
+
+    Raises:
+        CandidateError: ``invalid_recipe`` here; ``non_finite`` and what a stage raises, from ``tensor()``.
+    """
+    if missing := sorted(set(recipe.models) - set(parents)):
+        raise CandidateError(
+            "invalid_recipe", f"the recipe needs model {missing[0]!r}{did_you_mean(missing[0], parents)}"
+        )
+    used = {name: parents[name] for name in recipe.models}
+    pipeline = recipe.pipeline
+    if not pipeline:
+        if len(used) != 1:
+            raise CandidateError("invalid_recipe", f"a recipe without stages has one model, not {len(used)}")
+        (name, model), *_ = used.items()
+        return _guard(model, name, used)
+    known = dict(used)
+    output = ""
+    for step in _wire(_blocks(pipeline), used):
+        if step.problems:
+            raise CandidateError("invalid_recipe", "; ".join(": ".join(found) for found in step.problems))
+        output = step.output
+        if step.block.enabled is False:
+            known[output] = known[_starts_from(step)]
+            continue
+        inputs = {name: known[name] for name in step.inputs}
+        known[output] = _guard(step.stage.run(step.block, inputs, seed=seed), step.place, used)
+    result = known[output]
+    # A last stage that is off hands a parent through, which nothing has guarded yet.
+    return _guard(result, output, used) if any(result is parent for parent in used.values()) else result
+
+
+def _blocks(pipeline: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, StageBlock]]:
+    for number, entry in enumerate(pipeline):
+        if len(entry) != 1:
+            raise CandidateError("invalid_recipe", f"pipeline.{number}: one stage an entry, not {len(entry)}")
+        ((kind, raw),) = entry.items()
+        try:
+            block = STAGES.load(kind).block.model_validate(raw)
+        except ValidationError as error:
+            first = error.errors()[0]
+            path = ".".join(map(str, ("pipeline", number, kind, *first["loc"])))
+            raise CandidateError("invalid_recipe", f"{path}: {first['msg']}") from error
+        except UserError as error:
+            raise CandidateError("invalid_recipe", f"pipeline.{number}: {error}") from error
+        if not isinstance(block.enabled, bool):
+            raise CandidateError("invalid_recipe", f"pipeline.{number}.{kind}.enabled: must be true or false")
+        yield kind, block
+
+
+def _wire(stages: Iterable[tuple[str, StageBlock]], models: Mapping[str, Model]) -> list[_Step]:
+    """Resolve every name; the problems that are found stand in the steps."""
+    steps: list[_Step] = []
+    known = dict.fromkeys(models, "a model")
+    blocks = list(stages)
+    later = {block.name for _, block in blocks if block.name}
+    before = next(iter(models)) if len(models) == 1 else None
+    for number, (kind, original) in enumerate(blocks):
+        place = f"pipeline.{number}.{kind}"
+        problems: list[tuple[str, str]] = []
+        stage, block = STAGES.load(kind), original
+        if _wants_model(block):
+            if before is None:
+                problems.append((f"{place}.model", f"say which model it starts from: {', '.join(models)}"))
+            block = block.model_copy(update={"model": before})
+        inputs = stage.inputs(block) if not problems else ()
+        for name in inputs:
+            if name not in known:
+                what = "is the output of this or a later stage" if name in later else "is unknown"
+                mend = (
+                    "; move that stage up" if name in later else did_you_mean(name, filter(_writable, known))
+                )
+                problems.append((_path_of(name, block, place), f"model {name!r} {what}{mend}"))
+        output = block.name or f"\0{place}"
+        if output in known:
+            problems.append((f"{place}.name", f"{output!r} is already {known[output]}; choose another name"))
+        known.setdefault(output, f"the output of {place}")
+        steps.append(_Step(place, stage, block, inputs, output, problems))
+        before = output
+    read = {name for step in steps for name in step.inputs}
+    for step in steps[:-1]:
+        if step.output not in read:
+            named = f"the output {step.output!r}" if _writable(step.output) else "the output"
+            step.problems.append(
+                (
+                    step.place,
+                    f"nobody uses {named} of this stage; name it in a later stage, or delete the stage",
+                )
+            )
+    return steps
+
+
+def _wants_model(block: StageBlock) -> bool:
+    return "model" in type(block).model_fields and getattr(block, "model", None) is None
+
+
+def _writable(name: str) -> bool:
+    return not name.startswith("\0")
+
+
+def _starts_from(step: _Step) -> str:
+    """Return the model that a stage changes: what its output is when the stage is off."""
+    for key in ("model", "base_model"):
+        name = getattr(step.block, key, None)
+        if isinstance(name, str):
+            return name
+    return step.inputs[0] if step.inputs else ""
+
+
+def _path_of(name: str, block: StageBlock, place: str) -> str:
+    """Return where ``name`` stands in the block, for an error that points at it."""
+
+    def search(value: Any, path: str) -> str | None:
+        if value == name:
+            return path
+        if isinstance(value, dict):
+            entries: Iterable[tuple[Any, Any]] = ((k, v) for k, v in value.items() if k != "name")
+        elif isinstance(value, list | tuple):
+            entries = enumerate(value)
+        else:
+            return None
+        return next((hit for key, entry in entries if (hit := search(entry, f"{path}.{key}"))), None)
+
+    return search(block.model_dump(), place) or place
+
+
+def _guard(model: Model, maker: str, parents: Mapping[str, Model]) -> Model:
+    """Return ``model`` with a check on every tensor that is read."""
+
+    def tensor(name: str) -> Tensor:
+        value = model.tensor(name)
+        if not _finite(value):
+            raise CandidateError("non_finite", _blame(name, value, maker.lstrip("\0"), parents))
+        return value
+
+    return replace(model, tensor=tensor)
+
+
+def _finite(tensor: Tensor) -> bool:
+    import torch
+
+    if not tensor.is_floating_point():
+        return True
+    if tensor.dtype.itemsize == 1:  # float8 has no arithmetic.
+        tensor = tensor.float()
+    # One pass without a mask in memory: a NaN or an infinity survives the sum. Finite values may overflow it.
+    if bool(torch.isfinite(tensor.sum())):
+        return True
+    return bool(torch.isfinite(tensor).all())
+
+
+def _blame(name: str, tensor: Tensor, maker: str, parents: Mapping[str, Model]) -> str:
+    import torch
+
+    bad = int((~torch.isfinite(tensor.float())).sum())
+    what = f"tensor {name}: {bad} of {tensor.numel()} values are NaN or infinite"
+    guilty = [
+        repr(parent)
+        for parent, model in parents.items()
+        if name in model.specs and not _finite(model.tensor(name))
+    ]
+    if guilty:
+        return f"{what}; so are values of this tensor in model {', '.join(guilty)} itself: replace that model"
+    return f"{what}, made by {maker} from finite models"

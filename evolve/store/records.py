@@ -1,0 +1,77 @@
+"""One record per candidate: what was built, what came of it, how often it was tried."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from evolve.types import Job, Recipe, canonical_json, outcome_from_json, outcome_to_json
+
+if TYPE_CHECKING:
+    from evolve.types import Outcome, Split
+
+
+@dataclass(frozen=True)
+class Record:
+    """The outcome of one job, as it lies in the run's folder.
+
+    Attributes:
+        recipe: What was built.
+        split: The items that it was scored on.
+        score_key: Hash of everything that decides a score.
+        outcome: What came of it, the log left out.
+        attempts: How often it was started.
+        at: When it was recorded, as ISO 8601 in UTC.
+    """
+
+    recipe: Recipe
+    split: Split
+    score_key: str
+    outcome: Outcome
+    attempts: int
+    at: str
+
+    @property
+    def job(self) -> Job:
+        """The job that it answers."""
+        return Job(self.recipe, self.split)
+
+
+def to_text(record: Record) -> str:
+    """Return the JSON of a record."""
+    document = {
+        "recipe": json.loads(record.recipe.text),
+        "hash": record.recipe.hash,
+        "split": record.split,
+        "score_key": record.score_key,
+        "outcome": outcome_to_json(record.outcome),
+        "attempts": record.attempts,
+        "at": record.at,
+    }
+    return json.dumps(document, indent=1, ensure_ascii=False) + "\n"
+
+
+def from_text(text: str) -> Record:
+    """Read what :func:`to_text` wrote.
+
+    Raises:
+        ValueError: It is damaged: no JSON, something is missing, or the recipe is not the one of the hash.
+    """
+    try:
+        document: dict[str, Any] = json.loads(text)
+        recipe = Recipe(canonical_json(document["recipe"]))
+        record = Record(
+            recipe=recipe,
+            split=document["split"],
+            score_key=document["score_key"],
+            outcome=outcome_from_json(document["outcome"]),
+            attempts=document["attempts"],
+            at=document["at"],
+        )
+        stored = document["hash"]
+    except (KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise ValueError(f"not a record: {error!r}") from error
+    if recipe.hash != stored:
+        raise ValueError(f"the recipe hashes to {recipe.hash}, not to {stored}")
+    return record

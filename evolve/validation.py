@@ -1,0 +1,296 @@
+"""Everything that can be known to be wrong with a config before anything expensive is done.
+
+Reads configs, safetensors headers and task data, never weights. All problems are found in one pass.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from evolve.errors import ConfigError, ModelError, Problem
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from evolve.config.load import Loaded
+    from evolve.config.schema import ScoreConfig
+    from evolve.types import Parent
+    from evolve.weights.model import Model
+
+_BYTES = {"float64": 8, "int64": 8, "float32": 4, "int32": 4, "bfloat16": 2, "float16": 2}
+_RUNTIME_BYTES = 1_500_000_000
+"""What Python, torch and an inference engine take before any weight is loaded."""
+
+# Rough speeds that were measured on small machines; the estimate that they give is called rough.
+_CPU_FLOPS_PER_CORE = 5e10
+_GPU_FLOPS = 5e13
+_SWAP_BYTES_PER_SECOND = 5e8
+_OVERHEAD_SECONDS = 1.0
+_TOKENS_PER_ITEM = 300
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a search will need.
+
+    Attributes:
+        genes: Coordinates of the search.
+        population: Candidates per generation.
+        generations: Generations until the last trial.
+        trials: Candidates in all.
+        evaluators: Evaluators on this machine, or what the config asks for.
+        parameters: Parameters of a candidate.
+        model_bytes: Bytes of a candidate's weights.
+        memory: Bytes of memory of one evaluator.
+        memory_free: Bytes of free memory of this machine, or None where it does not say.
+        disk: Bytes of disk that the run needs.
+        disk_free: Bytes free where the run's folder will be.
+        items: Task name to the number of items of a search score and of the holdout.
+        seconds: Rough time of the search.
+    """
+
+    genes: int
+    population: int
+    generations: int
+    trials: int
+    evaluators: int
+    parameters: int
+    model_bytes: int
+    memory: int
+    memory_free: int | None
+    disk: int
+    disk_free: int
+    items: Mapping[str, tuple[int, int]]
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Checked:
+    """A config in which nothing was found that would stop a run.
+
+    Attributes:
+        parents: Name to parent, contents left empty.
+        warnings: Sentences for the user.
+        facts: What a search will need.
+    """
+
+    parents: Mapping[str, Parent]
+    warnings: tuple[str, ...]
+    facts: Facts
+
+
+def check(loaded: Loaded, *, runs: Path = Path("runs")) -> Checked:
+    """Check parents, stages, tasks, disk and memory.
+
+    Args:
+        loaded: A config that agrees with the schema.
+        runs: Folder that holds the runs.
+
+    Raises:
+        ConfigError: Everything that is wrong, at once.
+    """
+    parents, models, problems = open_parents(loaded)
+    if not problems:
+        problems += stage_problems(loaded, models)
+    score = loaded.config.score
+    items: dict[str, tuple[int, int]] = {}
+    if score is not None:
+        items, found = _tasks(loaded, score)
+        problems += found
+    if problems:
+        raise ConfigError(problems)
+    facts = _facts(loaded, models, items, runs)
+    problems = _resources(loaded, facts, runs)
+    if problems:
+        raise ConfigError(problems)
+    return Checked(parents, tuple(_warnings(loaded, facts)), facts)
+
+
+def open_parents(loaded: Loaded) -> tuple[dict[str, Parent], dict[str, Model], list[Problem]]:
+    """Resolve every model of a config and read its headers.
+
+    Returns:
+        Name to parent, name to model, and what is wrong with those that are missing in them.
+    """
+    from evolve.weights.hub import resolve
+    from evolve.weights.reader import open_model
+
+    parents: dict[str, Parent] = {}
+    models: dict[str, Model] = {}
+    problems = []
+    for name, source in loaded.config.models.items():
+        try:
+            parent = resolve(name, source)
+            models[name] = open_model(parent.path)
+            parents[name] = parent
+        except ModelError as error:
+            message = str(error).removeprefix(f"models.{name}: ")
+            problems.append(loaded.problem(("models", name), message))
+    return parents, models, problems
+
+
+def stage_problems(loaded: Loaded, models: Mapping[str, Model]) -> list[Problem]:
+    """Return what keeps the stages from being built out of ``models``."""
+    from evolve.stages.pipeline import check as check_stages
+
+    return [loaded.problem(path, message) for path, message in check_stages(loaded.stages, models)]
+
+
+def _tasks(loaded: Loaded, score: ScoreConfig) -> tuple[dict[str, tuple[int, int]], list[Problem]]:
+    from evolve.score.tasks import load_tasks
+
+    tasks, found = load_tasks(score)
+    items = {task.config.task: (len(task.sets["search"]), len(task.sets["holdout"])) for task in tasks}
+    return items, [loaded.problem(("score", *path), message) for path, message in found]
+
+
+def _facts(
+    loaded: Loaded, models: Mapping[str, Model], items: Mapping[str, tuple[int, int]], runs: Path
+) -> Facts:
+    from evolve.search.population import default_population
+    from evolve.space.space import derive
+
+    config = loaded.config
+    genes = len(derive(loaded).genes)
+    population = config.search.population or default_population(max(genes, 1))
+    largest = max(models.values(), key=lambda model: _bytes(model))
+    parameters = sum(spec.numel for spec in largest.specs.values())
+    evaluators = config.engine.evaluators or _evaluators(config.engine.cpus, config.engine.gpus)
+    if config.engine.kind == "inline":
+        evaluators = 1
+    trials = config.search.trials
+    width = _engine_bytes(config.score)
+    weights = parameters * width if width else _bytes(largest)
+    widest = max((spec.numel for spec in largest.specs.values()), default=0)
+    memory = _RUNTIME_BYTES + weights + 4 * widest * (len(models) + 1)
+    candidate = _candidate_seconds(loaded, parameters, _bytes(largest), items)
+    return Facts(
+        genes=genes,
+        population=population,
+        generations=1 + math.ceil(max(0, trials - 1) / population),
+        trials=trials,
+        evaluators=evaluators,
+        parameters=parameters,
+        model_bytes=_bytes(largest),
+        memory=memory,
+        memory_free=free_memory(),
+        disk=_bytes(largest) + trials * 300_000,
+        disk_free=shutil.disk_usage(_existing(runs)).free,
+        items=dict(items),
+        seconds=candidate * (trials + len(models) + 1) / evaluators,
+    )
+
+
+def _candidate_seconds(
+    loaded: Loaded, parameters: int, weights: int, items: Mapping[str, tuple[int, int]]
+) -> float:
+    engine = loaded.config.engine
+    tokens = _TOKENS_PER_ITEM * sum(search for search, _ in items.values())
+    speed = _GPU_FLOPS if _gpus() and engine.gpus != 0 else _CPU_FLOPS_PER_CORE * engine.cpus
+    swap = weights * (len(loaded.config.models) + 1) / _SWAP_BYTES_PER_SECOND
+    return 2 * parameters * tokens / speed + swap + _OVERHEAD_SECONDS
+
+
+def _resources(loaded: Loaded, facts: Facts, runs: Path) -> list[Problem]:
+    problems = []
+    if facts.disk > facts.disk_free:
+        problems.append(
+            Problem(
+                loaded.source,
+                "",
+                f"the run needs about {_gb(facts.disk)} on the disk of {runs}, {_gb(facts.disk_free)} are "
+                "free: free some space, or name another folder with --runs",
+            )
+        )
+    if facts.memory_free is not None and not os.environ.get("RAY_ADDRESS"):
+        if facts.memory * facts.evaluators > facts.memory_free:
+            problems.append(
+                loaded.problem(
+                    ("engine",),
+                    f"{facts.evaluators} evaluators need about {_gb(facts.memory)} of memory each, "
+                    f"{_gb(facts.memory_free)} are free: set engine.evaluators lower, or use smaller models",
+                )
+            )
+    return problems
+
+
+def _warnings(loaded: Loaded, facts: Facts) -> list[str]:
+    if not facts.genes:
+        return []
+    found = []
+    if facts.population % facts.evaluators:
+        found.append(
+            f"the population of {facts.population} is no multiple of the {facts.evaluators} evaluators: "
+            "some wait at the end of each generation; set search.population to "
+            f"{math.ceil(facts.population / facts.evaluators) * facts.evaluators}"
+        )
+    if facts.trials < 10 * facts.population:
+        found.append(
+            f"{facts.trials} trials are {facts.trials / facts.population:.1f} generations of "
+            f"{facts.population}; {facts.genes} genes want at least 10: set search.trials to "
+            f"{10 * facts.population}, or search fewer genes"
+        )
+    if loaded.config.score is not None and loaded.config.score.holdout.items == 0:
+        found.append(
+            "without a holdout the report has only scores that the search has chosen by: "
+            "set score.holdout.items"
+        )
+    return found
+
+
+def _bytes(model: Model) -> int:
+    return sum(spec.numel * _BYTES.get(spec.dtype, 1) for spec in model.specs.values())
+
+
+def _engine_bytes(score: ScoreConfig | None) -> int | None:
+    """Return bytes per parameter in the engine, or None: as in the file."""
+    if score is None:
+        return None
+    if score.dtype != "auto":
+        return _BYTES[score.dtype]
+    return None if _gpus() else 4
+
+
+def _evaluators(cpus: float, gpus: float | None) -> int:
+    """Return how many evaluators fit on this machine, as the engine will count them."""
+    devices = _gpus()
+    if gpus is None:
+        gpus = 1.0 if devices else 0.0
+    room = devices / gpus if gpus else (os.cpu_count() or 1) / cpus
+    return max(1, int(room))
+
+
+def _gpus() -> int:
+    """Count the GPUs that this process may use, without importing torch."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        return len([device for device in visible.split(",") if device.strip() not in ("", "-1")])
+    return sum(1 for file in Path("/dev").glob("nvidia[0-9]*"))
+
+
+def free_memory() -> int | None:
+    """Return the free memory of this machine in bytes, or None where it does not say."""
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+    except OSError:
+        return None
+    values = dict(line.split(":", 1) for line in lines if ":" in line)
+    kilobytes = values.get("MemAvailable", "").split()
+    return int(kilobytes[0]) * 1024 if kilobytes else None
+
+
+def _existing(folder: Path) -> Path:
+    """Return the folder, or the closest one above it that exists."""
+    folder = folder.absolute()
+    while not folder.exists():
+        folder = folder.parent
+    return folder
+
+
+def _gb(count: int) -> str:
+    return f"{count / 1e9:.1f} GB"

@@ -1,0 +1,97 @@
+"""What a model is, as one hash: weights, config and side files, whatever folder they are in."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from evolve.errors import ModelError
+from evolve.weights.files import CONFIG, side_files
+from evolve.weights.reader import check_tied, weight_files
+
+# A file may change twice within one tick of a coarse clock, so a hash of a file this young is not kept.
+_YOUNG_NS = 2_000_000_000
+
+
+def content_of(path: Path | str) -> str:
+    """Return ``sha256:...`` of the model in the folder ``path``.
+
+    It covers config.json, the side files (tokenizer, chat template, generation config) and the weights,
+    each with its name. Hashes are cached per file by size, modification time and inode in
+    ``$XDG_CACHE_HOME/evolve``; without a writable cache they are computed again. When weights are
+    read anew, a tied head that is stored is also compared with the embedding.
+
+    Raises:
+        ModelError: The folder is no model, or a file changes while it is read.
+    """
+    folder = Path(path)
+    files = {file.relative_to(folder).as_posix(): file for file in side_files(folder)}
+    files.update({file.name: file for file in weight_files(folder)})
+    files[CONFIG] = folder / CONFIG
+    if any(_cached(file) is None for file in weight_files(folder)):
+        check_tied(folder)
+    names = sorted(files)
+    with ThreadPoolExecutor(max_workers=min(4, os.cpu_count() or 1)) as pool:
+        digests = list(pool.map(_digest, (files[name] for name in names)))
+    total = hashlib.sha256()
+    for name, digest in zip(names, digests, strict=True):
+        total.update(f"{name}\0{digest}\n".encode())
+    return f"sha256:{total.hexdigest()}"
+
+
+def _digest(file: Path) -> str:
+    known = _cached(file)
+    if known is not None:
+        return known
+    try:
+        with file.open("rb") as stream:
+            before = os.fstat(stream.fileno())
+            digest = hashlib.file_digest(stream, "sha256").hexdigest()
+            after = os.fstat(stream.fileno())
+    except OSError as error:
+        raise ModelError(f"{file} cannot be read: {error.strerror}") from error
+    if _key(before) != _key(after):
+        raise ModelError(f"{file} changed while it was read: start again when it is complete")
+    if time.time_ns() - before.st_mtime_ns > _YOUNG_NS:
+        _remember(file, {**_key(before), "sha256": digest})
+    return digest
+
+
+def _key(stat: os.stat_result) -> dict[str, int]:
+    return {"size": stat.st_size, "mtime_ns": stat.st_mtime_ns, "inode": stat.st_ino}
+
+
+def _entry(file: Path) -> Path:
+    base = os.environ.get("XDG_CACHE_HOME")
+    root = Path(base) if base and Path(base).is_absolute() else Path.home() / ".cache"
+    return root / "evolve" / "content" / hashlib.sha256(os.fsencode(file.resolve())).hexdigest()[:32]
+
+
+def _cached(file: Path) -> str | None:
+    try:
+        entry = json.loads(_entry(file).read_bytes())
+        key = _key(file.stat())
+    except (OSError, ValueError, RuntimeError):
+        return None
+    if not isinstance(entry, dict) or {name: entry.get(name) for name in key} != key:
+        return None
+    digest = entry.get("sha256")
+    return digest if isinstance(digest, str) and len(digest) == 64 else None
+
+
+def _remember(file: Path, entry: dict[str, int | str]) -> None:
+    # The cache only saves time: a read-only or full disk must not stop a run. RuntimeError: no home folder.
+    with contextlib.suppress(OSError, RuntimeError):
+        path = _entry(file)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_name(f"{path.name}.{os.getpid()}.{time.time_ns()}")
+        try:
+            partial.write_text(json.dumps(entry))
+            partial.replace(path)
+        finally:
+            partial.unlink(missing_ok=True)

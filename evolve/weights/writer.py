@@ -1,0 +1,235 @@
+"""Writes a model as a folder that transformers loads: streamed, and complete or absent."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import json
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from evolve.errors import CandidateError, UserError
+from evolve.weights.files import CONFIG, INDEX, WEIGHTS, side_files
+from evolve.weights.header import itemsize, make_header, nbytes
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from torch import Tensor
+
+    from evolve.weights.model import Model, TensorSpec
+
+_PARTIAL = ".partial"
+# Room for headers, the index and the side files' rounding to blocks.
+_SLACK = 16 << 20
+# Linux writes at most 2 GiB at once.
+_CHUNK = 1 << 30
+
+
+def write_model(
+    model: Model, out: Path | str, *, extra: Mapping[str, str] | None = None, shard_bytes: int = 5_000_000_000
+) -> None:
+    """Write ``model`` into the new folder ``out``, one tensor in memory at a time.
+
+    Everything goes into a hidden folder beside ``out``, which is renamed at the end. When writing fails
+    nothing stays; when the process is killed a hidden ``.NAME.*.partial`` without a config.json stays, and
+    the next write of the same target removes it.
+
+    Args:
+        model: The model. Side files (tokenizer, chat template, ...) are copied from ``model.files``.
+        out: Must not exist, or be an empty folder.
+        extra: Name to content of further text files, such as a model card.
+        shard_bytes: Largest safetensors file; a larger tensor gets a file of its own.
+
+    Raises:
+        UserError: The target is taken, or the disk is full or refuses.
+        CandidateError: The model's tensors are not what its specs say, or cannot be computed.
+    """
+    out = Path(os.path.abspath(out))  # noqa: PTH100  resolve() would follow a link that is to be replaced
+    extra = dict(extra or {})
+    for name in extra:
+        if Path(name).name != name or name == CONFIG or name.endswith((".safetensors", INDEX)):
+            raise ValueError(f"extra file {name!r} must be a plain name, and neither weights nor config")
+    try:
+        _require_free(out)
+        out.parent.mkdir(parents=True, exist_ok=True)
+        _require_space(model, out.parent)
+        with _partial_folder(out) as folder:
+            _write_weights(model, folder, shard_bytes)
+            _write_side_files(model, folder, extra)
+            # Last, so that a folder without it is not finished.
+            _write_text(folder / CONFIG, json.dumps(_config(model), indent=2, sort_keys=True) + "\n")
+            _sync_folder(folder)
+            folder.rename(out)
+            _sync_folder(out.parent)
+    except OSError as error:
+        raise UserError(f"cannot write {out}: {error.strerror or error}{_mend(error)}") from error
+
+
+def _require_free(out: Path) -> None:
+    if out.is_dir() and any(out.iterdir()):
+        raise UserError(f"{out} is not empty: choose another folder, or delete it first")
+    if out.exists() and not out.is_dir():
+        raise UserError(f"{out} is a file: choose another folder, or delete it first")
+
+
+def _require_space(model: Model, parent: Path) -> None:
+    need = sum(nbytes(spec) for spec in model.specs.values())
+    need += sum(path.stat().st_size for path in side_files(model.files)) + _SLACK
+    free = shutil.disk_usage(parent).free
+    if free < need:
+        raise UserError(
+            f"not enough space in {parent}: needed {need / 1e9:.2f} GB, free {free / 1e9:.2f} GB. "
+            "Delete something, or choose a folder on another disk"
+        )
+
+
+@contextlib.contextmanager
+def _partial_folder(out: Path) -> Iterator[Path]:
+    """Yield a locked hidden folder beside ``out``; remove it unless it was renamed."""
+    # A lock on the parent, so that nobody takes the new folder for a stale one before it is locked itself.
+    with _locked(out.parent):
+        _remove_stale(out)
+        folder = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=_PARTIAL, dir=out.parent))
+        descriptor = os.open(folder, os.O_RDONLY)
+        # Held while writing: this is how _remove_stale tells a killed writer from a busy one.
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+    try:
+        umask = os.umask(0)
+        os.umask(umask)
+        folder.chmod(0o777 & ~umask)
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _remove_stale(out: Path) -> None:
+    for folder in out.parent.iterdir():
+        if not (folder.name.startswith(f".{out.name}.") and folder.name.endswith(_PARTIAL)):
+            continue
+        with contextlib.suppress(OSError):
+            descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(folder)
+            finally:
+                os.close(descriptor)
+
+
+def _write_weights(model: Model, folder: Path, shard_bytes: int) -> None:
+    shards = _split(model.specs, shard_bytes)
+    if len(shards) == 1:
+        _write_shard(model, folder / WEIGHTS, shards[0])
+        return
+    places: dict[str, str] = {}
+    for number, shard in enumerate(shards, 1):
+        name = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+        _write_shard(model, folder / name, shard)
+        places.update(dict.fromkeys(shard, name))
+    total = sum(nbytes(spec) for spec in model.specs.values())
+    index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(places.items()))}
+    _write_text(folder / INDEX, json.dumps(index, indent=2) + "\n")
+
+
+def _split(specs: Mapping[str, TensorSpec], shard_bytes: int) -> list[dict[str, TensorSpec]]:
+    shards: list[dict[str, TensorSpec]] = [{}]
+    size = 0
+    for name, spec in specs.items():
+        if shards[-1] and size + nbytes(spec) > shard_bytes:
+            shards.append({})
+            size = 0
+        shards[-1][name] = spec
+        size += nbytes(spec)
+    return shards
+
+
+def _write_shard(model: Model, path: Path, specs: Mapping[str, TensorSpec]) -> None:
+    # Wide types first keeps every tensor aligned, also behind one with an odd number of bytes.
+    ordered = dict(sorted(specs.items(), key=lambda item: -itemsize(item[1].dtype)))
+    with path.open("wb", buffering=0) as file:
+        _write_all(file.fileno(), memoryview(make_header(ordered)))
+        for name, spec in ordered.items():
+            _write_all(file.fileno(), _bytes_of(name, model.tensor(name), spec))
+        os.fsync(file.fileno())
+
+
+def _bytes_of(name: str, tensor: Tensor, spec: TensorSpec) -> memoryview:
+    import torch
+
+    if tuple(tensor.shape) != spec.shape or tensor.dtype != getattr(torch, spec.dtype):
+        raise CandidateError(
+            "build",
+            f"tensor {name} is {tensor.dtype} {tuple(tensor.shape)}, expected {spec.dtype} {spec.shape}",
+        )
+    flat = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+    return flat.numpy().data
+
+
+def _write_all(descriptor: int, data: memoryview) -> None:
+    while data:
+        data = data[os.write(descriptor, data[:_CHUNK]) :]
+
+
+def _write_side_files(model: Model, folder: Path, extra: Mapping[str, str]) -> None:
+    for source in side_files(model.files):
+        target = folder / source.relative_to(model.files)
+        target.parent.mkdir(exist_ok=True)
+        shutil.copyfile(source, target)
+    for name, text in extra.items():
+        _write_text(folder / name, text)
+
+
+def _write_text(path: Path, text: str) -> None:
+    with path.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _config(model: Model) -> dict[str, Any]:
+    """Return config.json with the dtype of the weights, and without the path the model was loaded from."""
+    config = {key: value for key, value in model.config.items() if key != "_name_or_path"}
+    counts: dict[str, int] = {}
+    for spec in model.specs.values():
+        if "float" in spec.dtype:
+            counts[spec.dtype] = counts.get(spec.dtype, 0) + spec.numel
+    if counts:
+        dtype = max(counts, key=lambda name: counts[name])
+        # transformers 5 writes dtype; older readers know torch_dtype only.
+        config["dtype"] = dtype
+        if "torch_dtype" in config:
+            config["torch_dtype"] = dtype
+    return config
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _mend(error: OSError) -> str:
+    if error.errno == errno.ENOSPC:
+        return ". Delete something, or choose a folder on another disk"
+    if error.errno in {errno.EACCES, errno.EPERM, errno.EROFS}:
+        return ". Choose a folder that you may write to"
+    if error.errno in {errno.ENOTEMPTY, errno.EEXIST}:
+        return ". Something else was written there meanwhile: choose another folder"
+    return ""

@@ -1,0 +1,109 @@
+"""A run folder made by the real search over the real space, with scores out of a formula instead of an engine."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from evolve.config.dump import resolved_yaml
+from evolve.config.load import Loaded, load
+from evolve.store.rundir import RunDir
+from evolve.types import Failed, Job, Outcome, Parent, Scored, TaskScore
+
+KEY = "0123456789abcdef"
+ITEMS = 40
+
+
+@dataclass(frozen=True)
+class Done:
+    job: Job
+    outcome: Outcome
+    attempts: int = 1
+
+
+def skill(job: Job) -> float:
+    """The share of items that a recipe gets right: parents are weak, larger weights of `two` are better."""
+    if not job.recipe.pipeline:
+        return {"base": 0.2, "one": 0.35, "two": 0.4}[next(iter(job.recipe.models))]
+    block = job.recipe.pipeline[0]["merge"]
+    if block["merge_method"] == "linear":
+        return 0.45
+    weight = next(m for m in block["models"] if m["model"] == "two")["parameters"]["weight"]
+    mean = sum(weight) / len(weight) if isinstance(weight, list) else weight
+    return min(0.95, 0.3 + 0.35 * mean)
+
+
+def outcome_of(job: Job) -> Outcome:
+    """A deterministic outcome; about one candidate in five fails."""
+    number = int(hashlib.sha256(job.recipe.hash.encode()).hexdigest(), 16)
+    if job.recipe.pipeline and "dare" in job.recipe.text and number % 5 == 0 and job.split == "search":
+        return Failed("timeout", "slower than <1> s & more", seconds={"total": 1.0}, log="a log\n")
+    right = round(skill(job) * ITEMS)
+    items = {f"{job.split}-{index}": float(index < right) for index in range(ITEMS)}
+    value = right / ITEMS
+    stderr = (value * (1 - value) / (ITEMS - 1)) ** 0.5
+    task = TaskScore("acc", value, stderr, True, items)
+    seconds = {"build": 0.25, "load": 0.125, "score": 0.5, "total": 1.0}
+    return Scored(value, stderr, {"tiny_choice": task}, seconds, log="what it said\n")
+
+
+def evaluate(jobs: Sequence[Job], should_stop: Callable[[], bool]) -> Iterator[Done]:
+    for job in jobs:
+        yield Done(job, outcome_of(job))
+
+
+def make_run(config: Path, runs: Path, *, steps: int = 1000) -> RunDir:
+    """Search the config of ``tests.small.make_search`` and return the run's folder.
+
+    Args:
+        config: The config.
+        runs: Folder for runs.
+        steps: Generations to run at most.
+    """
+    from evolve.registry import SAMPLERS
+    from evolve.search.generations import Generations, Plan
+    from evolve.search.study_searcher import StudySearcher
+    from evolve.space.baselines import baselines
+    from evolve.space.space import derive
+    from evolve.store.study import open_study
+
+    loaded = load(config)
+    found = _parents(loaded)
+    contents = {name: parent.content for name, parent in found.items()}
+    name = loaded.config.name or "run"
+    run = RunDir.create(
+        runs / name, name=name, config_text=resolved_yaml(loaded), identity={"some": "identity"}, parents=found
+    )
+    space = derive(loaded)
+    search = loaded.config.search
+    population = search.population or 4
+    run.write_state(
+        started=time.time() - 60, trials=search.trials, population=population, score_key=KEY, study="study", evaluators=1
+    )
+    study = open_study(run, None, "study")
+    searcher = StudySearcher(
+        study,
+        space.genes,
+        SAMPLERS.load(search.sampler),
+        population=population,
+        seed=search.seed,
+        centre=space.centre(),
+    )
+    plan = Plan(search, population, contents, baselines(loaded, contents), KEY, True)
+    loop = Generations(run, space, searcher, plan, evaluate)
+    for _ in range(steps):
+        if loop.step():
+            break
+    return run
+
+
+def _parents(loaded: Loaded) -> dict[str, Parent]:
+    from evolve.weights.content import content_of
+
+    return {
+        name: Parent(name, source, str(Path(source).absolute()), content=content_of(source))
+        for name, source in loaded.config.models.items()
+    }

@@ -1,0 +1,175 @@
+"""A search that is killed at any instant ends as one that was never killed."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import random
+import signal
+import time
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from evolve.store.study import open_study
+
+from .kit import contents, drive, searcher
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    import optuna
+
+    from evolve.store.rundir import RunDir
+
+WRITES = (
+    "create_new_trial",
+    "set_trial_param",
+    "set_trial_state_values",
+    "set_trial_user_attr",
+    "set_trial_system_attr",
+    "set_study_user_attr",
+)
+
+SAMPLERS = ("cmaes", "tpe", "random")
+
+
+class Killed(BaseException):
+    """Stands for SIGKILL: nothing in the code under test may catch it."""
+
+
+def arm(study: optuna.Study, instants: Iterator[int]) -> None:
+    """Make the storage raise at its n-th write; odd n after it was written, even n before."""
+    countdown = next(instants)
+
+    def deadly(write: Any) -> Any:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            nonlocal countdown
+            countdown -= 1
+            if countdown == 0:
+                raise Killed
+            result = write(*args, **kwargs)
+            countdown -= 1
+            if countdown == 0:
+                raise Killed
+            return result
+
+        return call
+
+    storage = study._storage
+    for name in WRITES:
+        setattr(storage, name, deadly(getattr(storage, name)))
+
+
+def killed_run(run: RunDir, url: str | None, name: str, sampler: str, trials: int, seed: int) -> tuple[Any, int]:
+    """Search with a kill every few writes, and return the final study and the number of kills."""
+    random_instants = random.Random(seed)
+    kills = 0
+    while True:
+        study = open_study(run, url, name)
+        arm(study, iter([random_instants.randint(1, 40)]))
+        try:
+            drive(searcher(study, sampler), trials)
+        except Killed:
+            kills += 1
+        else:
+            return contents(open_study(run, url, name)), kills
+
+
+def undisturbed(run: RunDir, sampler: str, trials: int, url: str | None = None) -> Any:
+    study = open_study(run, url, "undisturbed")
+    drive(searcher(study, sampler), trials)
+    return contents(study)
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_many_kills(run: RunDir, url: str | None, sampler: str) -> None:
+    # 25 complete ones: TPE leaves its 10 random trials behind, CMA-ES updates five times.
+    trials = 25
+    expected = undisturbed(run, sampler, trials, url)
+    assert {row[1] for row in expected} == {"COMPLETE", "FAIL"}
+    found, kills = killed_run(run, url, "killed", sampler, trials, seed=len(sampler))
+    assert kills >= 40
+    assert found == expected
+
+
+def test_storages_agree(run: RunDir, url: str | None) -> None:
+    assert undisturbed(run, "cmaes", 14, url) == undisturbed(run, "cmaes", 14, None)
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_a_kill_at_every_instant(run: RunDir, sampler: str) -> None:
+    """One kill in one run, at each write of the first three generations, before and after it."""
+    trials = 6
+    expected = undisturbed(run, sampler, trials)
+    instant, survived = 0, False
+    while not survived:
+        instant += 1
+        name = f"kill {instant}"
+        study = open_study(run, None, name)
+        arm(study, iter([instant]))
+        try:
+            drive(searcher(study, sampler), trials)
+            survived = True
+        except Killed:
+            drive(searcher(open_study(run, None, name), sampler), trials)
+        assert contents(open_study(run, None, name)) == expected, f"killed at write {instant}"
+    assert instant >= 100
+
+
+def test_a_killed_round_is_completed_before_a_tell(run: RunDir) -> None:
+    """TPE sees what is told: a tell between the asks of a round would change the later ones."""
+    study = open_study(run, None, "s")
+    search = searcher(study, "tpe")
+    drive(search, 13)
+    search.round(0)
+    asked = len(study.get_trials(deepcopy=False))
+    arm(study, iter([30]))
+    with pytest.raises(Killed):
+        search.round(4)
+    # Some were asked; a driver that reconciles records tells one of them before it asks for a round.
+    begun = len(open_study(run, None, "s").get_trials(deepcopy=False)) - asked
+    assert 0 < begun < 4
+    again = searcher(open_study(run, None, "s"), "tpe")
+    again.tell(asked, 0.5, recipe="r")
+    pending = again.round(4)
+    assert [proposal.number for proposal in pending] == [asked + 1, asked + 2, asked + 3]
+
+    other = open_study(run, None, "other")
+    search = searcher(other, "tpe")
+    drive(search, 13)
+    assert [p.values for p in search.round(4)][1:] == [p.values for p in pending]
+
+
+def child(run: RunDir, url: str | None, sampler: str, trials: int) -> None:
+    with run.lock("child"), run.island_lock(5):
+        drive(searcher(open_study(run, url, "sigkill"), sampler), trials)
+
+
+def sigkilled_run(run: RunDir, url: str | None, sampler: str, trials: int, seed: int) -> int:
+    instants = random.Random(seed)
+    kills = 0
+    while True:
+        process = multiprocessing.get_context("fork").Process(target=child, args=(run, url, sampler, trials))
+        process.start()
+        process.join(instants.uniform(0.0, 0.12))
+        if process.is_alive():
+            assert process.pid is not None
+            os.kill(process.pid, signal.SIGKILL)
+            kills += 1
+        process.join()
+        if process.exitcode == 0:
+            return kills
+        assert process.exitcode == -signal.SIGKILL
+        with run.lock("next"):
+            assert not list(run.path.rglob("*.tmp"))
+
+
+@pytest.mark.parametrize("sampler", ["cmaes", "tpe"])
+def test_sigkill(run: RunDir, url: str | None, sampler: str) -> None:
+    trials = 41
+    expected = undisturbed(run, sampler, trials, url)
+    started = time.monotonic()
+    kills = sigkilled_run(run, url, sampler, trials, seed=3)
+    assert kills >= 2, f"too fast to be killed: {time.monotonic() - started:.1f} s"
+    assert contents(open_study(run, url, "sigkill")) == expected
