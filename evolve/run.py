@@ -9,6 +9,7 @@ import contextlib
 import functools
 import time
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from evolve.errors import RunError, UserError
@@ -17,7 +18,6 @@ from evolve.types import content_hash
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from contextlib import AbstractContextManager
-    from pathlib import Path
 
     from evolve.config.load import Loaded
     from evolve.config.schema import ScoreConfig
@@ -158,12 +158,19 @@ def prepare(
     parents = {
         name: replace(parent, content=content_of(parent.path)) for name, parent in checked.parents.items()
     }
-    score = config.score.model_copy(update={"backend": choose_backend(config.score)})
+    score = config.score.model_copy(
+        update={"backend": choose_backend(config.score), "include_path": _absolute(config.score.include_path)}
+    )
     scorer = Scorer(score)
     scorer.prepare()
     population = config.search.population or default_population(len(space.genes))
     folder, changed = _open_folder(loaded, parents, runs=runs, allow_config_change=allow_config_change)
     return Prepared(loaded, folder, parents, score, scorer.fingerprint, population, changed)
+
+
+def _absolute(path: str | None) -> str | None:
+    """Return the path as workers need it: Ray starts them in another folder."""
+    return None if path is None else str(Path(path).absolute())
 
 
 def _open_folder(
@@ -246,6 +253,7 @@ def drive(prepared: Prepared) -> None:
         evaluator_spec(prepared),
         placement,
         request_stop=prepared.folder.request_stop,
+        scratch=prepared.folder.path / "scratch",
     )
 
 

@@ -207,15 +207,15 @@ def _resources(loaded: Loaded, facts: Facts, runs: Path) -> list[Problem]:
                 "free: free some space, or name another folder with --runs",
             )
         )
-    if facts.memory_free is not None and not os.environ.get("RAY_ADDRESS"):
-        if facts.memory * facts.evaluators > facts.memory_free:
-            problems.append(
-                loaded.problem(
-                    ("engine",),
-                    f"{facts.evaluators} evaluators need about {_gb(facts.memory)} of memory each, "
-                    f"{_gb(facts.memory_free)} are free: set engine.evaluators lower, or use smaller models",
-                )
+    free = facts.memory_free
+    if free is not None and facts.memory * facts.evaluators > free and not os.environ.get("RAY_ADDRESS"):
+        problems.append(
+            loaded.problem(
+                ("engine",),
+                f"{facts.evaluators} evaluators need about {_gb(facts.memory)} of memory each, {_gb(free)} "
+                "are free: set engine.evaluators lower, or use smaller models",
             )
+        )
     return problems
 
 

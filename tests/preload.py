@@ -2,8 +2,8 @@
 
 import accelerate  # noqa: F401
 import datasets  # noqa: F401
-import lm_eval.evaluator  # noqa: F401
-import lm_eval.models.huggingface  # noqa: F401
+import lm_eval.evaluator
+import lm_eval.models.huggingface
 import lm_eval.tasks  # noqa: F401
 import optuna  # noqa: F401
 import torch

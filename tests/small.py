@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 import random
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
 from tests.tiny import make_model
 
-WORDS = "the hen and rat one ten red sea tie net ore ant end tan ash den".split()
+if TYPE_CHECKING:
+    from pathlib import Path
+
+WORDS = ("the", "hen", "and", "rat", "one", "ten", "red", "sea", "tie", "net", "ore", "ant", "end", "tan")
 
 
 def make_task(folder: Path, *, items: int = 60, name: str = "tiny_choice") -> Path:

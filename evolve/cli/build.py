@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from evolve.cli.closing import shown
 from evolve.cli.options import config_argument, load_config
+from evolve.cli.paths import shown
 from evolve.errors import ConfigError, UserError
 
 if TYPE_CHECKING:
@@ -63,4 +63,3 @@ def open_contents(loaded: Loaded) -> dict[str, Parent]:
     if problems:
         raise ConfigError(problems)
     return {name: replace(parent, content=content_of(parent.path)) for name, parent in parents.items()}
-

@@ -14,10 +14,9 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import click
-
 from evolve.cli.options import load_run_config
 from evolve.cli.output import print_rich
+from evolve.cli.paths import shown
 from evolve.errors import EvolveError
 from evolve.report import text
 from evolve.types import Scored, outcome_to_json
@@ -95,14 +94,6 @@ def commands(summary: Summary) -> list[str]:
     """Return the shell commands that build the best of a run again."""
     recipe = shlex.quote(str(Path(summary.run) / "export" / "recipe.yaml"))
     return [f"evolve build {recipe} OUT"]
-
-
-def shown(path: Path) -> str:
-    """Return a path as short as it may be written in the working directory."""
-    try:
-        return str(path.relative_to(Path.cwd()))
-    except ValueError:
-        return str(path)
 
 
 def notes(summary: Summary) -> list[str]:
@@ -218,9 +209,3 @@ def evaluate_fresh(run: RunDir, model: Path) -> dict[str, Any]:
 def _score_of(outcome: dict[str, Any]) -> dict[str, Any]:
     tasks = {name: task["value"] for name, task in outcome["tasks"].items()}
     return {"value": outcome["value"], "stderr": outcome["stderr"], "tasks": tasks}
-
-
-def confirm_free(path: Path) -> None:
-    """Raise unless ``path`` may be written as a new file."""
-    if path.exists():
-        raise click.UsageError(f"{path} exists: choose another --out, or delete it first")

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from evolve.cli.closing import confirm_free, shown
 from evolve.cli.options import run_argument, runs_option
+from evolve.cli.paths import confirm_free, shown
 from evolve.cli.reading import pick_trial, read_run, summary_of
 from evolve.errors import RunError
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from evolve.cli.closing import shown
 from evolve.cli.options import find_run, load_run_config
+from evolve.cli.paths import shown
 from evolve.errors import RunError
 
 if TYPE_CHECKING:

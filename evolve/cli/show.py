@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from evolve.cli.closing import shown
 from evolve.cli.options import format_option, run_argument, runs_option
 from evolve.cli.output import print_csv, print_json, print_rich, table
+from evolve.cli.paths import shown
 from evolve.cli.reading import pick_trial, read_run
 from evolve.cli.trials import trial_json
 from evolve.types import Job, outcome_to_json

@@ -40,9 +40,9 @@ class Document:
         place, node, _ = find(self.root, parts)
         return self._at(place if key else node.place)
 
-    def shown(self, path: Path) -> str:
+    def shown(self, path: str | Sequence[str | int]) -> str:
         """Return a path of the config as the user knows it: dotted, and without what a bare file lacks."""
-        return dotted(self._inside(path))
+        return dotted(self._split(path) if isinstance(path, str) else self._inside(tuple(path)))
 
     def problem(self, path: Path, message: str, *, key: bool = False) -> Problem:
         """Return a problem at a path of the config."""

@@ -15,6 +15,10 @@ if TYPE_CHECKING:
     from evolve.config.load import Loaded
 
 
+# Line breaks of YAML 1.1 beside "\n": PyYAML writes them as they are, and folds them when it reads.
+_BREAKS = frozenset("\r\x85\u2028\u2029\ufeff")
+
+
 class _Dumper(yaml.SafeDumper):
     """Quotes text that YAML 1.1 or 1.2 would read as something else."""
 
@@ -25,7 +29,9 @@ class _Dumper(yaml.SafeDumper):
 
 def _text(dumper: _Dumper, text: str) -> yaml.ScalarNode:
     style = None
-    if "\n" not in text and (not _is_text(text) or text == "<<"):
+    if not _BREAKS.isdisjoint(text):
+        style = '"'
+    elif "\n" not in text and (not _is_text(text) or text == "<<"):
         style = "'"
     return dumper.represent_scalar("tag:yaml.org,2002:str", text, style)
 

@@ -47,8 +47,7 @@ class Loaded:
 
     def problem(self, path: str | Sequence[str | int], message: str) -> Problem:
         """Return a problem at a path of the config, for a :class:`~evolve.errors.ConfigError`."""
-        shown = path if isinstance(path, str) else self.document.shown(tuple(path))
-        return Problem(self.where(path), shown, message)
+        return Problem(self.where(path), self.document.shown(path), message)
 
 
 def load(path: str | os.PathLike[str], overrides: Iterable[str] = ()) -> Loaded:

@@ -45,6 +45,7 @@ def complaints(schema: type[BaseModel], data: Any) -> list[Complaint]:
     unknown = [_real_path(data, detail["loc"]) for detail in details if detail["type"] == "extra_forbidden"]
     if unknown:
         details += _errors(schema, _without(data, unknown))
+    details = _one_per_union(data, details)
     found = (_complaint(schema, data, detail) for detail in details[:MOST_COMPLAINTS])
     distinct = list({(one.path, one.message): one for one in found}.values())
     if len(details) > MOST_COMPLAINTS:
@@ -60,6 +61,20 @@ def _errors(schema: type[BaseModel], data: Any) -> list[ErrorDetails]:
     return []
 
 
+def _one_per_union(data: Any, details: list[ErrorDetails]) -> list[ErrorDetails]:
+    """Join what the members of a union say of one value: expected this or that."""
+    joined: dict[Path, ErrorDetails] = {}
+    rest: list[ErrorDetails] = []
+    for detail in details:
+        if detail["type"] not in _EXPECTED:
+            rest.append(detail)
+            continue
+        path = _real_path(data, detail["loc"])
+        first = joined.setdefault(path, {**detail, "ctx": {"expected": {}}})
+        first["ctx"]["expected"][_EXPECTED[detail["type"]]] = None
+    return [*joined.values(), *rest]
+
+
 def _complaint(schema: type[BaseModel], data: Any, detail: ErrorDetails) -> Complaint:
     loc, kind = detail["loc"], detail["type"]
     if kind == "missing":
@@ -71,7 +86,12 @@ def _complaint(schema: type[BaseModel], data: Any, detail: ErrorDetails) -> Comp
     if loc and loc[-1] == "[key]":
         return Complaint(path, f"the key {_words(detail, loc[-2])}", True)
     if kind == "extra_forbidden":
-        return Complaint(path, f"unknown key{did_you_mean(str(loc[-1]), _fields(schema, loc[:-1]))}", True)
+        fields = _fields(schema, loc[:-1])
+        # A key that is there already is hardly the one that was meant.
+        hint = did_you_mean(str(loc[-1]), set(fields) - set(_lookup(data, path[:-1])))
+        if "did you mean" not in hint:
+            hint = did_you_mean(str(loc[-1]), fields)
+        return Complaint(path, f"unknown key{hint}", True)
     return Complaint(path, _words(detail, _lookup(data, path)))
 
 
@@ -95,7 +115,10 @@ def _words(detail: ErrorDetails, given: Any) -> str:
     if kind == "wrong_shape":
         return f"{detail['msg']}, got {describe(given)}{_mend(given)}"
     if kind in _EXPECTED:
-        return f"expected {_EXPECTED[kind]}, got {describe(given)}{_mend(given, kind)}"
+        expected = [words for words in context["expected"] if words != "nothing"]
+        if "a number" in expected:
+            expected = [words for words in expected if words != "a whole number"]
+        return f"expected {' or '.join(expected)}, got {describe(given)}{_mend(given, kind)}"
     if kind == "value_error":
         return str(context.get("error", detail["msg"]))
     if kind == "literal_error":

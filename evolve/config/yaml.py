@@ -35,8 +35,8 @@ MOST_NESTING = 100
 """Deepest nesting. A config needs about ten; a parser's stack ends somewhere above."""
 MOST_ALIASED = 100_000
 """Most values that aliases may add to a file: more is a bomb."""
-MOST_BYTES = 2_000_000 if yaml.__with_libyaml__ else 200_000
-"""Largest file: some seconds of parsing. Without libyaml PyYAML is more than ten times slower."""
+MOST_BYTES = 1_000_000 if yaml.__with_libyaml__ else 100_000
+"""Largest file: a few seconds of parsing. Without libyaml PyYAML is more than ten times slower."""
 
 _Loader = yaml.CSafeLoader if yaml.__with_libyaml__ else yaml.SafeLoader
 _TAG = "tag:yaml.org,2002:"
@@ -127,7 +127,7 @@ def read_tree(text: str, *, override: str = "") -> tuple[Node | None, list[Flaw]
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         place = Place(mark.line + 1, mark.column + 1, override) if mark else Place(1, 1, override)
-        raise YamlError(place, f"not valid YAML: {_reason(error)}") from error
+        raise YamlError(place, f"not valid YAML: {_reason(error, text)}") from error
     except yaml.reader.ReaderError as error:
         line = text.count("\n", 0, error.position) + 1
         column = error.position - text.rfind("\n", 0, error.position)
@@ -142,11 +142,12 @@ def _events(text: str) -> Iterator[Event]:
     return yaml.parse(text, Loader=_Loader)  # type: ignore[no-any-return, no-untyped-call, unused-ignore]
 
 
-def _reason(error: yaml.MarkedYAMLError) -> str:
-    reason = " ".join(part for part in (error.context, error.problem) if part)
-    if "cannot start any token" in reason and "\\t" in reason:
+def _reason(error: yaml.MarkedYAMLError, text: str) -> str:
+    mark = error.problem_mark
+    lines = text.split("\n", mark.line + 1) if mark else []
+    if mark and lines[mark.line : mark.line + 1] and lines[mark.line][mark.column : mark.column + 1] == "\t":
         return "a tab cannot indent: use spaces"
-    return reason
+    return " ".join(part for part in (error.context, error.problem) if part)
 
 
 def resolve(text: str) -> Scalar:
@@ -193,6 +194,7 @@ class _Open:
     at: str | int = 0
     key: str | None = None
     key_place: Place | None = None
+    merging: bool = False
     merged: list[Node] = field(default_factory=list)
 
 
@@ -247,7 +249,8 @@ class _Builder:
 
     def _key(self, frame: _Open, event: ScalarEvent) -> None:
         frame.key, frame.key_place, frame.at = event.value, self._place(event), event.value
-        if event.value == "<<" and event.implicit[0]:
+        frame.merging = event.value == "<<" and event.implicit[0]
+        if frame.merging:
             return
         if event.implicit[0] and not isinstance(_meaning(event.value), str):
             self._flaw(frame.key_place, f"a key must be text: put quotes around {_short(event.value)!r}")
@@ -322,7 +325,7 @@ class _Builder:
             frame.at = len(parent.value)
             return
         assert isinstance(parent.value, dict) and frame.key is not None and frame.key_place is not None
-        if frame.key == "<<":
+        if frame.merging:
             self._remember_merge(frame, node)
         elif frame.key not in parent.value:
             parent.value[frame.key] = Entry(frame.key_place, node)

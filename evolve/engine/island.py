@@ -11,7 +11,6 @@ import logging
 import os
 import shutil
 import signal
-import tempfile
 import threading
 import time
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from evolve.errors import EvolveError, Interrupted, UserError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from pathlib import Path
     from types import FrameType
 
     from evolve.engine.base import EvaluatorSpec, Loop, Pool
@@ -64,7 +64,6 @@ def connect(size: int | None, cpus: float, gpus: float | None, timeout: float) -
     """
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"  # Tune would wait for a whole generation
-    os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
     os.environ.setdefault("TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S", "0")
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
@@ -96,11 +95,23 @@ def connect(size: int | None, cpus: float, gpus: float | None, timeout: float) -
 
 
 def run_island(
-    make_loop: MakeLoop, spec: EvaluatorSpec, placement: Placement, *, request_stop: Callable[[], None]
+    make_loop: MakeLoop,
+    spec: EvaluatorSpec,
+    placement: Placement,
+    *,
+    request_stop: Callable[[], None],
+    scratch: Path,
 ) -> None:
     """Run a loop to its end as a Tune trial on the cluster that :func:`connect` joined.
 
     Ctrl-C asks the loop to stop, waits a few seconds, and then ends Ray: everything that matters is on disk.
+
+    Args:
+        make_loop: Called in the island's process.
+        spec: What an evaluator needs to start.
+        placement: Resources.
+        request_stop: Makes the loop's pool raise ``Interrupted`` soon.
+        scratch: An absolute folder for Tune's own state and the evaluators' output; it is emptied.
 
     Raises:
         Interrupted: Ctrl-C.
@@ -113,15 +124,16 @@ def run_island(
     bundles += [{"CPU": placement.cpus, "GPU": placement.gpus}] * placement.size
     if not placement.gpus:
         bundles = [{key: value for key, value in bundle.items() if key != "GPU"} for bundle in bundles]
-    folder = tempfile.mkdtemp(prefix="evolve-tune-")
+    shutil.rmtree(scratch, ignore_errors=True)
+    scratch.mkdir(parents=True)
     trainable = tune.with_resources(_trainable(), tune.PlacementGroupFactory(bundles, strategy="PACK"))
     tuner = tune.Tuner(
         trainable,
-        param_space={"make_loop": _Opaque(make_loop), "spec": _Opaque(spec), "placement": _Opaque(placement)},
+        param_space={"island": _Opaque((make_loop, spec, placement, scratch))},
         tune_config=tune.TuneConfig(num_samples=1, reuse_actors=False),
         run_config=tune.RunConfig(
             name="island",
-            storage_path=folder,
+            storage_path=str(scratch),
             verbose=0,
             failure_config=tune.FailureConfig(max_failures=_RESTARTS),
             checkpoint_config=tune.CheckpointConfig(checkpoint_frequency=0, checkpoint_at_end=False),
@@ -135,7 +147,7 @@ def run_island(
         _raise_error(results[0])
     finally:
         ray.shutdown()
-        shutil.rmtree(folder, ignore_errors=True)
+        shutil.rmtree(scratch, ignore_errors=True)
 
 
 def _raise_error(result: Any) -> None:
@@ -164,20 +176,21 @@ def _trainable() -> Any:
         """One generation a step."""
 
         def setup(self, config: dict[str, Any]) -> None:
-            placement: Placement = config["placement"].value
+            make_loop, spec, placement, scratch = config["island"].value
             self._problem: str | None = None
             self._pool: RayPool | None = None
             self._loop: Loop | None = None
             try:
                 self._pool = RayPool(
-                    config["spec"].value,
+                    spec,
                     size=placement.size,
                     cpus=placement.cpus,
                     gpus=placement.gpus,
                     timeout=placement.timeout,
                     group=get_current_placement_group(),
+                    scratch=scratch,
                 )
-                self._loop = config["make_loop"].value(self._pool)
+                self._loop = make_loop(self._pool)
             except UserError as error:  # a restart would not mend it
                 self._problem = str(error)
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import os
-import tempfile
 import time
 from collections import deque
 from dataclasses import dataclass, field
@@ -95,6 +94,7 @@ class RayPool:
         gpus: float,
         timeout: float,
         group: Any,
+        scratch: Path,
         body: type = EvaluatorActor,
     ) -> None:
         self._spec = spec
@@ -103,8 +103,8 @@ class RayPool:
         self._timeout = timeout
         self._group = group
         self._body = body
-        # Node-local on purpose: after a crash the island reads it where both share a node.
-        self._logs = Path(tempfile.mkdtemp(prefix="evolve-logs-"))
+        # After a crash the island reads them where it shares a disk with the evaluator.
+        self._logs = scratch / "logs"
         self._slots = [_Slot(index) for index in range(size)]
         for slot in self._slots:
             self._start(slot)
@@ -118,8 +118,9 @@ class RayPool:
         """See :class:`evolve.engine.base.Pool`."""
         import ray
 
-        for slot in self._slots:  # a stopped run has killed them
+        for slot in self._slots:  # a stopped run has killed them; those given up get another chance
             if slot.actor is None:
+                slot.failures = 0
                 self._start(slot)
         queue = _Queue(deque(jobs))
         left = len(jobs)
@@ -194,7 +195,7 @@ class RayPool:
         return Result(job, outcome, queue.attempts[job.key])
 
     def _start_failed(self, slot: _Slot, error: Exception) -> None:
-        """Count failed starts in a row; give up when one slot cannot start."""
+        """Count failed starts in a row; give a slot up after some, and the run when no slot is left."""
         import ray.exceptions
 
         cause = error.cause if isinstance(error, ray.exceptions.RayTaskError) else error
@@ -203,6 +204,8 @@ class RayPool:
         slot.failures += 1
         logger.warning("evaluator %d did not start: %s", slot.index, _brief(error))
         if slot.failures >= _START_TRIES:
+            self._kill(slot)  # its node may be gone; the others go on
+        if all(other.failures >= _START_TRIES for other in self._slots):
             logs = "".join(_tail(path) for path in sorted(self._logs.glob("start-*.log"))[-1:])
             message = f"an evaluator failed to start {slot.failures} times: {_brief(error)}\n{logs[-4000:]}"
             raise UserError(message.rstrip())
@@ -254,10 +257,7 @@ class RayPool:
 
     def close(self) -> None:
         """See :class:`evolve.engine.base.Pool`."""
-        import shutil
-
         self._abandon()
-        shutil.rmtree(self._logs, ignore_errors=True)
 
 
 class _redirected:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import yaml
@@ -66,7 +68,7 @@ def card(
 def _metadata(recipe: Recipe, parents: Mapping[str, Parent], licences: Mapping[str, str]) -> str:
     kinds = [kind for stage in recipe.pipeline for kind in stage]
     document: dict[str, object] = {
-        "base_model": [source_of(parent).partition("@")[0] for parent in parents.values()],
+        "base_model": [_model_id(parent) for parent in parents.values()],
         "library_name": "transformers",
         "tags": ["evolve", *dict.fromkeys(kinds)],
     }
@@ -76,6 +78,13 @@ def _metadata(recipe: Recipe, parents: Mapping[str, Parent], licences: Mapping[s
     if len(different) == 1 and UNKNOWN not in different and "(file" not in next(iter(different)):
         document["license"] = next(iter(different))
     return yaml.safe_dump(document, sort_keys=False, allow_unicode=True)
+
+
+def _model_id(parent: Parent) -> str:
+    """Return a hub id, or the name of a folder: the hub refuses a card that has a path there."""
+    if parent.revision is not None:
+        return parent.source.partition("@")[0].partition("+")[0]
+    return re.sub(r"[^\w.-]+", "-", Path(parent.path).name, flags=re.ASCII).strip("-.") or parent.name
 
 
 def _licence_note(licences: Mapping[str, str]) -> str:

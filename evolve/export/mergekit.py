@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from evolve import __version__
@@ -34,7 +35,7 @@ def mergekit_document(recipe: Recipe, parents: Mapping[str, Parent]) -> dict[str
             "one merge: use --to recipe, which `evolve build` reads, or --to model"
         )
     block = {key: value for key, value in stage["merge"].items() if key not in _OURS}
-    sources = {model: _reference(_parent(parents, model)) for model in recipe.models}
+    sources = {model: _reference(parents[model]) for model in recipe.models}
     renamed: dict[str, Any] = _renamed(block, sources)
     return renamed
 
@@ -52,7 +53,8 @@ def mergekit_yaml(recipe: Recipe, parents: Mapping[str, Parent], *, notes: Itera
     """
     document = mergekit_document(recipe, parents)
     lines = [f"recipe {recipe.hash}, written by evolve {__version__} for mergekit-yaml", *notes]
-    if any(parent.revision is None for name, parent in parents.items() if name in recipe.models):
+    used = [parents[name] for name in recipe.models]
+    if any(parent.revision is None and not Path(parent.source).is_absolute() for parent in used):
         lines.append("folders are relative to the working directory of the run")
     if document["merge_method"] in _RANDOM:
         lines.append(
@@ -62,15 +64,12 @@ def mergekit_yaml(recipe: Recipe, parents: Mapping[str, Parent], *, notes: Itera
     return comment(lines) + to_yaml(document)
 
 
-def _parent(parents: Mapping[str, Parent], model: str) -> Parent:
-    return parents[model]
-
-
 def _reference(parent: Parent) -> Any:
     """Return mergekit's reference: a text, or a mapping where a folder's name would be misread."""
-    if parent.revision is None and any(mark in parent.source for mark in "@+"):
-        return {"model": {"path": parent.source}}
-    return source_of(parent)
+    if parent.revision is not None:
+        return source_of(parent)
+    folder = str(Path(parent.source).expanduser())
+    return {"model": {"path": folder}} if any(mark in folder for mark in "@+") else folder
 
 
 def _renamed(value: Any, sources: Mapping[str, Any]) -> Any:
@@ -80,9 +79,14 @@ def _renamed(value: Any, sources: Mapping[str, Any]) -> Any:
     if not isinstance(value, dict):
         return value
     return {
-        key: sources.get(item, item)
-        if key in ("model", "base_model") and isinstance(item, str)
-        else _renamed(item, sources)
+        key: sources.get(item, item) if _names_model(key, item, value) else _renamed(item, sources)
         for key, item in value.items()
         if item is not None
     }
+
+
+def _names_model(key: str, item: Any, block: Mapping[str, Any]) -> bool:
+    """Whether ``item`` is a model's name. ``tokenizer_source: base`` is a word of mergekit's own."""
+    if key == "tokenizer_source" and item == "base":
+        return block.get("base_model") is None
+    return isinstance(item, str) and key in ("model", "base_model", "tokenizer_source")

@@ -69,7 +69,7 @@ def build_requests(
 def remember_texts(task: Any, items: Sequence[Item]) -> None:
     """Let ``task`` render the texts of ``items`` once.
 
-    lm-eval compiles its templates anew for every item at every call, which took 0.3 s of 0.32 s for 200 items.
+    lm-eval compiles its templates anew for every item at every call: 0.3 s of 0.32 s for 200 items.
     """
     docs = {id(item.doc): item.doc for item in items}
     for name in ("doc_to_text", "doc_to_target", "doc_to_choice"):

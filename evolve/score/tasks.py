@@ -172,7 +172,7 @@ def _resolve_metric(task: Any, wanted: str) -> tuple[str, str]:
 
 
 def _shots(task: Any, items: list[Item], count: int, seed: int) -> Shots:
-    from lm_eval.api.samplers import ContextSampler, FirstNSampler
+    from lm_eval.api.samplers import ContextSampler
 
     sampler = getattr(task, "sampler", None)
     if not isinstance(sampler, ContextSampler):
@@ -182,8 +182,7 @@ def _shots(task: Any, items: list[Item], count: int, seed: int) -> Shots:
         )
     ordered = type(sampler) is not ContextSampler
     shots = draw_shots(list(sampler.df or []), items, count, seed=seed, ordered=ordered)
-    spare = 0 if isinstance(sampler, FirstNSampler) else _spare(task)
-    if len(shots.docs) < count + spare:
+    if len(shots.docs) < count + _spare(task):
         raise _TaskProblem(
             "num_fewshot",
             f"{count} examples asked for, {len(shots.docs)} there are beside the scored items: set it lower",
@@ -193,7 +192,10 @@ def _shots(task: Any, items: list[Item], count: int, seed: int) -> Shots:
 
 def _spare(task: Any) -> int:
     """Return 1 where lm-eval draws one example more, to leave the scored item out."""
-    return int(task.fewshot_cfg.split == task.get_config("test_split"))
+    from lm_eval.api.samplers import FirstNSampler
+
+    same = task.fewshot_cfg.split == task.get_config("test_split")
+    return int(same and not isinstance(task.sampler, FirstNSampler))
 
 
 def read(task: Any, doc: Any) -> str:

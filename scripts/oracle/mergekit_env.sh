@@ -12,6 +12,7 @@ fi
 
 rm -rf "$venv"
 "${PYTHON:-python3}" -m venv "$venv"
+echo '*' >"$venv/.gitignore"
 pip=("$venv/bin/python" -m pip install --quiet --disable-pip-version-check)
 
 # torch first: left to itself the resolver takes the CUDA build, which is many times larger. The CPU build

@@ -67,7 +67,16 @@ def make_pool(cluster, tmp_path):
     def make(size: int = 2, timeout: float = 60.0) -> RayPool:
         group = placement_group([{"CPU": 0.001}] + [{"CPU": 0.5}] * size)
         spec = EvaluatorSpec(None, {}, str(tmp_path), "", 1, 0)  # type: ignore[arg-type]
-        pool = RayPool(spec, size=size, cpus=0.5, gpus=0, timeout=timeout, group=group, body=FaultyActor)
+        pool = RayPool(
+            spec,
+            size=size,
+            cpus=0.5,
+            gpus=0,
+            timeout=timeout,
+            group=group,
+            scratch=tmp_path,
+            body=FaultyActor,
+        )
         pools.append((pool, group))
         return pool
 

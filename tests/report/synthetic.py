@@ -1,17 +1,20 @@
-"""A run folder made by the real search over the real space, with scores out of a formula instead of an engine."""
+"""A run folder made by the real search over the real space, scored by a formula instead of an engine."""
 
 from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from evolve.config.dump import resolved_yaml
 from evolve.config.load import Loaded, load
 from evolve.store.rundir import RunDir
 from evolve.types import Failed, Job, Outcome, Parent, Scored, TaskScore
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
 
 KEY = "0123456789abcdef"
 ITEMS = 40
@@ -50,18 +53,16 @@ def outcome_of(job: Job) -> Outcome:
     return Scored(value, stderr, {"tiny_choice": task}, seconds, log="what it said\n")
 
 
-def evaluate(jobs: Sequence[Job], should_stop: Callable[[], bool]) -> Iterator[Done]:
-    for job in jobs:
-        yield Done(job, outcome_of(job))
-
-
-def make_run(config: Path, runs: Path, *, steps: int = 1000) -> RunDir:
+def make_run(
+    config: Path, runs: Path, *, steps: int = 1000, score: Callable[[Job], Outcome] = outcome_of
+) -> RunDir:
     """Search the config of ``tests.small.make_search`` and return the run's folder.
 
     Args:
         config: The config.
         runs: Folder for runs.
         steps: Generations to run at most.
+        score: What comes of a job.
     """
     from evolve.registry import SAMPLERS
     from evolve.search.generations import Generations, Plan
@@ -70,18 +71,31 @@ def make_run(config: Path, runs: Path, *, steps: int = 1000) -> RunDir:
     from evolve.space.space import derive
     from evolve.store.study import open_study
 
+    def evaluate(jobs: Sequence[Job], should_stop: Callable[[], bool]) -> Iterator[Done]:
+        for job in jobs:
+            yield Done(job, score(job))
+
     loaded = load(config)
     found = _parents(loaded)
     contents = {name: parent.content for name, parent in found.items()}
     name = loaded.config.name or "run"
     run = RunDir.create(
-        runs / name, name=name, config_text=resolved_yaml(loaded), identity={"some": "identity"}, parents=found
+        runs / name,
+        name=name,
+        config_text=resolved_yaml(loaded),
+        identity={"some": "identity"},
+        parents=found,
     )
     space = derive(loaded)
     search = loaded.config.search
     population = search.population or 4
     run.write_state(
-        started=time.time() - 60, trials=search.trials, population=population, score_key=KEY, study="study", evaluators=1
+        started=time.time() - 60,
+        trials=search.trials,
+        population=population,
+        score_key=KEY,
+        study="study",
+        evaluators=1,
     )
     study = open_study(run, None, "study")
     searcher = StudySearcher(

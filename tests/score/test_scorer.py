@@ -247,6 +247,15 @@ class TestFewShot:
         assert len(self.shown(model)) > 10
         assert not self.shown(model) & self.scored(model)
 
+    def test_examples_that_read_like_scored_items(self, tmp_path: Path) -> None:
+        docs = [{**doc, "id": 0} for doc in choice_docs(60)]
+        train = [{**doc, "id": 1} for doc in choice_docs(40, start=40)]
+        write_task(tmp_path, "choice", docs, train=train, **CHOICE)
+        task = {"task": "choice", "metric": "acc", "num_fewshot": 4}
+        model = self.run(Scorer(config(tmp_path, task, holdout=20)))
+        assert len(self.shown(model)) > 10
+        assert not self.shown(model) & self.scored(model)
+
     def test_hand_picked_examples_stay(self, tmp_path: Path) -> None:
         picked = choice_docs(3)
         write_task(

@@ -111,9 +111,20 @@ def test_no_such_folder(tmp_path: Path) -> None:
 
 
 def test_a_group_names_its_tasks(folder: Path) -> None:
-    (folder / "both.yaml").write_text("group: both\ntask: [choice, generate]\n")
-    _, text = only(config(folder, {"task": "both", "metric": "acc"}))
-    assert "is a group" in text and "choice, generate" in text
+    (folder / "both.yaml").write_text("group: both\ntask: [choice, {task: generate, num_fewshot: 1}]\n")
+    (folder / "all.yaml").write_text("group: all\ntask: [both, choice]\n")
+    for name in ("both", "all"):
+        _, text = only(config(folder, {"task": name, "metric": "acc"}))
+        assert "is a group of 2 tasks" in text and "choice, generate" in text
+
+
+def test_a_task_of_lm_eval_is_found_without_its_whole_index(folder: Path) -> None:
+    from evolve.score.catalog import _builtin
+
+    _builtin.cache_clear()
+    path, text = only(config(folder, {"task": "gsm8k", "metric": "exact_match"}))  # tests have no network
+    assert path == ("tasks", 0, "task") and "cannot be fetched" in text
+    assert _builtin.cache_info().currsize == 0
 
 
 def test_holdout_that_leaves_nothing(folder: Path) -> None:

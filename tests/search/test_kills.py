@@ -148,11 +148,13 @@ def child(run: RunDir, url: str | None, sampler: str, trials: int) -> None:
 
 def sigkilled_run(run: RunDir, url: str | None, sampler: str, trials: int, seed: int) -> int:
     instants = random.Random(seed)
-    kills = 0
+    kills, longest = 0, 0.1
     while True:
         process = multiprocessing.get_context("fork").Process(target=child, args=(run, url, sampler, trials))
         process.start()
-        process.join(instants.uniform(0.0, 0.12))
+        process.join(instants.uniform(0.0, longest))
+        # On a busy machine a start may take longer than this, and then nothing would ever be done.
+        longest *= 1.15
         if process.is_alive():
             assert process.pid is not None
             os.kill(process.pid, signal.SIGKILL)

@@ -197,7 +197,7 @@ class HfEngine:
 def _lm_class() -> Any:
     from lm_eval.models.huggingface import HFLM
 
-    class QuietHFLM(HFLM):  # type: ignore[misc]
+    class QuietHFLM(HFLM):
         """``HFLM`` without progress bars, and seeded at each call."""
 
         call_seed = 0

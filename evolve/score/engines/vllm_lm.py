@@ -47,6 +47,7 @@ def _installed(lookup: Callable[[str], str]) -> frozenset[str]:
 def lm_class() -> Any:
     """Return the class of LM that the engine hands to lm-eval."""
     module = import_lm_eval_vllm()
+    base: Any = module.VLLM
     from vllm import SamplingParams, TokensPrompt
 
     def scoring(skip_cache: bool) -> Any:
@@ -58,7 +59,7 @@ def lm_class() -> Any:
             skip_reading_prefix_cache=skip_cache,
         )
 
-    class SharedPrefixVLLM(module.VLLM):  # type: ignore[misc, name-defined]
+    class SharedPrefixVLLM(base):
         """``VLLM`` without progress bars, seeded at each call, that reads the prefix cache.
 
         vLLM leaves out the cache where prompt log-probabilities are asked for, because it has none for
@@ -101,7 +102,7 @@ def lm_class() -> Any:
         def _parse_logprobs(self, tokens: Any, outputs: Any, ctxlen: int) -> Any:
             if (outputs.num_cached_tokens or 0) >= ctxlen:
                 [outputs] = self._run([tokens], scoring(skip_cache=True))
-            return module.VLLM._parse_logprobs(tokens=tokens, outputs=outputs, ctxlen=ctxlen)
+            return base._parse_logprobs(tokens=tokens, outputs=outputs, ctxlen=ctxlen)
 
         def _run(self, requests: Any, sampling_params: Any) -> Any:
             return self.model.generate(

@@ -1,0 +1,1 @@
+from tests.report.runs import made, run, runs  # noqa: F401

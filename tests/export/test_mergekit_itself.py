@@ -1,0 +1,102 @@
+"""What we export for mergekit gives, through mergekit itself, the tensors of our own build."""
+
+import json
+import subprocess
+from pathlib import Path
+
+import pytest
+import yaml
+
+from evolve.config.load import load
+from evolve.space.space import derive
+from tests.cli.kit import call
+from tests.report.synthetic import make_run
+from tests.tiny import make_model
+
+ROOT = Path(__file__).resolve().parents[2]
+
+LINEAR = {
+    "merge_method": "linear",
+    "models": [
+        {"model": "one", "parameters": {"weight": {"low": 0.1, "high": 1.0, "knots": 3}}},
+        {
+            "model": "two",
+            "parameters": {"weight": [{"filter": "mlp", "value": {"low": 0.1, "high": 1.0}}, {"value": 0.5}]},
+        },
+    ],
+}
+ARITHMETIC = {
+    "merge_method": "task_arithmetic",
+    "base_model": "base",
+    "models": [
+        {"model": "one", "parameters": {"weight": {"low": 0.0, "high": 1.0}}},
+        {"model": "two", "parameters": {"weight": {"low": -0.5, "high": 1.0, "knots": 2}}},
+    ],
+    "parameters": {"lambda": {"low": 0.5, "high": 1.5}},
+}
+SLERP = {
+    "merge_method": "slerp",
+    "base_model": "one",
+    "models": [{"model": "one"}, {"model": "two"}],
+    "parameters": {"t": {"low": 0.1, "high": 0.9, "knots": 4}},
+}
+
+
+@pytest.fixture(scope="module")
+def mergekit():
+    done = subprocess.run(
+        ["bash", ROOT / "scripts/oracle/mergekit_env.sh"], capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        pytest.skip(f"mergekit's environment cannot be made: {done.stderr[-500:]}")
+    return ROOT / ".venv-mergekit" / "bin" / "python"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("block", [LINEAR, ARITHMETIC, SLERP], ids=lambda block: block["merge_method"])
+def test_exported_yaml_through_mergekit(mergekit, block, tmp_path):
+    import torch
+    from safetensors.torch import load_file
+
+    folder = tmp_path / "größe und maß"
+    models = {
+        name: make_model(folder / name, seed=seed, layers=4)
+        for seed, name in enumerate(("base", "one", "two"))
+    }
+    config = folder / "search.yaml"
+    document = {
+        "name": "small",
+        "models": {name: str(path) for name, path in models.items()},
+        "pipeline": [{"merge": {**block, "dtype": "float32"}}],
+        "score": {"backend": "hf", "tasks": [{"task": "x", "metric": "acc"}]},
+        "search": {"trials": 5, "population": 4, "sampler": "random"},
+    }
+    config.write_text(yaml.safe_dump(document))
+    make_run(config, folder / "runs", score=constant)
+    where = ("--runs", folder / "runs", "--trial", 3)
+    call("export", "small", *where, "--to", "model", "--out", folder / "ours")
+    call("export", "small", *where, "--to", "mergekit", "--out", folder / "theirs.yml")
+    assert derive(load(folder / "theirs.yml")).genes == ()
+    jobs = folder / "jobs.json"
+    jobs.write_text(
+        json.dumps([{"config": str(folder / "theirs.yml"), "out": str(folder / "theirs"), "masks": None}])
+    )
+    subprocess.run(
+        [mergekit, ROOT / "scripts/oracle/mergekit_merge.py", jobs], check=True, capture_output=True
+    )
+    ours, theirs = (load_file(folder / name / "model.safetensors") for name in ("ours", "theirs"))
+    base = load_file(folder / "one" / "model.safetensors")
+    theirs.pop("lm_head.weight", None)
+    assert ours.keys() == theirs.keys()
+    for name, tensor in ours.items():
+        torch.testing.assert_close(
+            tensor, theirs[name], rtol=1e-5, atol=1e-6, msg=lambda text, name=name: f"{name}: {text}"
+        )
+    assert any(not torch.equal(tensor, base[name]) for name, tensor in ours.items())
+
+
+def constant(job):
+    from evolve.types import Scored, TaskScore
+
+    items = {str(index): float(index % 2) for index in range(10)}
+    return Scored(0.5, 0.1, {"x": TaskScore("acc", 0.5, 0.1, True, items)})

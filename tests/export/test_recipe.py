@@ -1,0 +1,150 @@
+import pytest
+import yaml
+
+from evolve.cli.options import load_run_config
+from evolve.config.load import load, load_text
+from evolve.errors import UserError
+from evolve.export.mergekit import mergekit_document, mergekit_yaml
+from evolve.export.recipe import recipe_yaml, source_of
+from evolve.report.collect import collect
+from evolve.space.space import derive, derive_recipe
+from evolve.store.rundir import RunDir
+from evolve.types import Parent, Recipe
+
+
+@pytest.fixture(scope="module")
+def material(made):
+    run = RunDir.open(made[1] / "small")
+    return collect(run, load_run_config(run))
+
+
+def contents(material):
+    return {name: parent.content for name, parent in material.parents.items()}
+
+
+def test_an_exported_recipe_is_the_same_recipe(material):
+    """The file loads as a config without ranges whose recipe has the hash of the trial."""
+    for trial in material.trials:
+        text = recipe_yaml(trial.recipe, material.parents, name="x", score=material.loaded.config.score)
+        loaded = load_text(text, "best.yaml")
+        assert derive_recipe(loaded).recipe({}, contents(material)).hash == trial.recipe.hash
+
+
+def test_the_average_round_trips_and_leaves_the_base_out(material):
+    recipe = material.baselines["average"]
+    loaded = load_text(recipe_yaml(recipe, material.parents), "average.yaml")
+    assert derive_recipe(loaded).recipe({}, contents(material)).hash == recipe.hash
+    assert "base" not in loaded.config.models
+
+
+def test_a_parent_alone_becomes_a_config_that_builds(material):
+    loaded = load_text(recipe_yaml(material.baselines["one"], material.parents), "one.yaml")
+    assert list(loaded.config.models) == ["one"]
+    assert derive(loaded).genes == ()
+
+
+def test_a_stage_that_is_off_is_not_exported(made, tmp_path):
+    config = yaml.safe_load(made[0].read_text())
+    config["pipeline"][0]["merge"]["enabled"] = {"choices": [False, True]}
+    file = tmp_path / "switch.yaml"
+    file.write_text(yaml.safe_dump(config))
+    space = derive(load(file))
+    (switch,) = [gene.name for gene in space.genes if gene.choices == (False, True)]
+    parents = {
+        name: Parent(name, source, source, None, f"sha256:{name}")
+        for name, source in config["models"].items()
+    }
+    hashes = {name: parent.content for name, parent in parents.items()}
+    recipe = space.recipe({**space.centre(), switch: 0.0}, hashes)
+    assert recipe.pipeline == []
+    loaded = load_text(recipe_yaml(recipe, parents), "off.yaml")
+    assert list(loaded.config.models) == list(recipe.models)
+
+
+def test_the_comment_cannot_be_left(material):
+    text = recipe_yaml(material.trials[0].recipe, material.parents, notes=["a\nmodels: {evil: x}", "b"])
+    assert "evil" not in yaml.safe_load(text)["models"]
+    assert f"recipe {material.trials[0].recipe.hash}" in text.splitlines()[0]
+
+
+@pytest.mark.parametrize(
+    ("source", "revision", "expected"),
+    [
+        ("org/model", "abc", "org/model@abc"),
+        ("org/model@main", "abc", "org/model@abc"),
+        ("org/model@main+org/lora", "abc", "org/model@abc+org/lora"),
+        ("models/a@b+c", None, "models/a@b+c"),
+    ],
+)
+def test_sources_have_their_revision(source, revision, expected):
+    assert source_of(Parent("m", source, "/x", revision)) == expected
+
+
+def merge_recipe(**block):
+    models = [
+        {"model": "a", "parameters": {"weight": [0.25, 0.5]}},
+        {"model": "b", "parameters": {"weight": 1.0}},
+    ]
+    stage = {
+        "merge_method": "task_arithmetic",
+        "base_model": "base",
+        "models": models,
+        "seed": 3,
+        "name": "out",
+        **block,
+    }
+    return Recipe.make({"a": "sha256:1", "b": "sha256:2", "base": "sha256:3"}, [{"merge": stage}])
+
+
+PARENTS = {
+    "a": Parent("a", "org/a@main", "/cache/a", "f00"),
+    "b": Parent("b", "models/b+c@d", "/somewhere/b"),
+    "base": Parent("base", "models/base", "/somewhere/base"),
+}
+
+
+def test_mergekit_document():
+    found = mergekit_document(merge_recipe(tokenizer_source="a"), PARENTS)
+    assert found == {
+        "merge_method": "task_arithmetic",
+        "base_model": "models/base",
+        "models": [
+            {"model": "org/a@f00", "parameters": {"weight": [0.25, 0.5]}},
+            {"model": {"model": {"path": "models/b+c@d"}}, "parameters": {"weight": 1.0}},
+        ],
+        "tokenizer_source": "org/a@f00",
+    }
+
+
+def test_mergekit_s_own_word_for_the_base_s_tokenizer_stays():
+    assert mergekit_document(merge_recipe(tokenizer_source="base"), PARENTS)["tokenizer_source"] == "base"
+
+
+def test_mergekit_refuses_what_it_cannot_hold():
+    recipe = merge_recipe()
+    two = Recipe.make(recipe.models, [*recipe.pipeline, {"merge": {"merge_method": "linear"}}])
+    with pytest.raises(UserError, match=r"2 stages \(merge, merge\).*--to recipe"):
+        mergekit_document(two, PARENTS)
+    other = Recipe.make({"a": "sha256:1"}, [{"cpt": {"model": "a"}}])
+    with pytest.raises(UserError, match=r"1 stages \(cpt\)"):
+        mergekit_document(other, PARENTS)
+
+
+def test_random_methods_say_that_mergekit_draws_anew(material):
+    assert "drops weights at random" in mergekit_yaml(material.trials[0].recipe, material.parents)
+    assert "drops weights at random" not in mergekit_yaml(merge_recipe(), PARENTS)
+    assert "relative to the working directory" in mergekit_yaml(merge_recipe(), PARENTS)
+
+
+def test_a_bare_mergekit_file_builds_what_was_exported(material):
+    """What we write for mergekit, we read too; names of models become others, so the hash does."""
+    recipe = material.baselines["average"]
+    loaded = load_text(mergekit_yaml(recipe, material.parents), "mergekit.yml")
+    assert derive(loaded).genes == ()
+    sources = {parent.source for name, parent in material.parents.items() if name in recipe.models}
+    assert set(loaded.config.models.values()) == sources
+    again = loaded.stages[0][1].model_dump()
+    written = recipe.pipeline[0]["merge"]
+    assert [entry["parameters"] for entry in again["models"]] == [
+        entry["parameters"] for entry in written["models"]
+    ]

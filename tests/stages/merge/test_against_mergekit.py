@@ -1,0 +1,192 @@
+"""Whole tiny models, built by us and by mergekit 0.1.5 in an environment of its own."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+
+from evolve.stages.merge import MergeStage
+from evolve.stages.merge.block import MergeBlock
+from evolve.weights.reader import open_model
+from tests.stages.merge import mergekit
+from tests.tiny import make_model
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from evolve.weights.model import Model
+
+pytestmark = pytest.mark.slow
+
+ARCHITECTURES: dict[str, dict[str, Any]] = {
+    "llama-tied": {"arch": "llama", "tied": True, "layers": 4},
+    "llama-untied": {"arch": "llama", "tied": False, "layers": 3},
+    "llama-one-layer": {"arch": "llama", "tied": True, "layers": 1},
+    "qwen2": {"arch": "qwen2", "tied": True, "layers": 3},
+    "gpt2": {"arch": "gpt2", "tied": True, "layers": 3},
+}
+NAMES = ("base", "one", "two")
+DENSITIES = {"one": 0.5, "two": 0.3}
+SEED = 5
+ATTENTION = {"gpt2": "attn"}
+
+
+def recipes(attention: str) -> dict[str, dict[str, Any]]:
+    """Every method, with gradients and filters in various places."""
+    gradient = [0.1, 0.9, 0.4]
+    mixed = [{"filter": attention, "value": [0.8, 0.2]}, {"filter": "mlp", "value": 0.3}, {"value": 0.6}]
+    one = {"model": "one", "parameters": {"weight": gradient, "density": 0.5}}
+    two = {"model": "two", "parameters": {"weight": mixed, "density": 0.3}}
+    weights = [
+        {"model": name, "parameters": {"weight": weight}}
+        for name, weight in (("one", gradient), ("two", mixed))
+    ]
+    fallback = {"model": "two", "parameters": {"weight": [{"filter": attention, "value": 1.5}]}}
+    based: dict[str, Any] = {"base_model": "base"}
+    return {
+        "linear": {"merge_method": "linear", "models": weights},
+        "linear-base-sum": {
+            "merge_method": "linear",
+            **based,
+            "models": [*weights, {"model": "base", "parameters": {"weight": -0.3}}],
+            "parameters": {"normalize": [{"filter": "mlp", "value": False}, {"value": True}]},
+        },
+        "slerp": {
+            "merge_method": "slerp",
+            **based,
+            "models": [{"model": "base"}, {"model": "one"}],
+            "parameters": {"t": [{"filter": attention, "value": [0, 0.5, 0.3, 1]}, {"value": 0.25}]},
+        },
+        "slerp-turned": {
+            "merge_method": "slerp",
+            **based,
+            "models": [{"model": "one"}],
+            "parameters": {"t": [0.1, 1.0]},
+        },
+        "task_arithmetic": {
+            "merge_method": "task_arithmetic",
+            **based,
+            "models": [one, two],
+            "parameters": {"lambda": [0.5, 1.5], "int8_mask": True},
+        },
+        "task_arithmetic-normalized": {
+            "merge_method": "task_arithmetic",
+            **based,
+            "models": [weights[0], fallback],
+            "parameters": {"weight": -0.05, "normalize": True},
+        },
+        "ties": {"merge_method": "ties", **based, "models": [one, two, {"model": "base"}]},
+        "ties-sum": {
+            "merge_method": "ties",
+            **based,
+            "models": [weights[0], {"model": "two", "parameters": {"weight": -0.4}}],
+            "parameters": {"density": [1.0, 0.1], "normalize": False, "rescale": True, "lambda": 0.7},
+        },
+        "dare_linear": {"merge_method": "dare_linear", **based, "models": [one, two]},
+        "dare_linear-plain": {
+            "merge_method": "dare_linear",
+            **based,
+            "models": [one, two],
+            "parameters": {"rescale": False, "normalize": True, "lambda": 2.0},
+        },
+        "dare_ties": {"merge_method": "dare_ties", **based, "models": [one, two]},
+        "dare_ties-normalized": {
+            "merge_method": "dare_ties",
+            **based,
+            "models": [one, two],
+            "parameters": {"normalize": True},
+        },
+        "passthrough": {
+            "merge_method": "passthrough",
+            "models": [{"model": "one", "parameters": {"scale": mixed}}],
+        },
+    }
+
+
+def with_paths(recipe: dict[str, Any], paths: dict[str, Path]) -> dict[str, Any]:
+    """Return the config for mergekit, which knows models by their folders."""
+    result = {**recipe, "dtype": "float32"}
+    result["models"] = [{**entry, "model": str(paths[entry["model"]])} for entry in recipe["models"]]
+    if "base_model" in recipe:
+        result["base_model"] = str(paths[recipe["base_model"]])
+    return result
+
+
+@pytest.fixture(scope="module")
+def environment() -> None:
+    reason = mergekit.make_environment()
+    if reason:
+        pytest.skip(f"no mergekit environment: {reason}")
+
+
+def largest_error(ours: torch.Tensor, theirs: torch.Tensor, inputs: list[torch.Tensor]) -> float:
+    """Return the largest difference, each against the sizes of the numbers that it was made of."""
+    scale = torch.stack([tensor.abs() for tensor in inputs]).amax(0).double() + 1e-12
+    return ((ours.double() - theirs.double()).abs() / scale).max().item()
+
+
+def by_our_name(name: str, theirs: dict[str, torch.Tensor]) -> torch.Tensor:
+    return theirs[name] if name in theirs else theirs[f"transformer.{name}"]
+
+
+@pytest.mark.parametrize("kind", ARCHITECTURES)
+def test_every_method_on_whole_models(kind: str, tmp_path: Path, environment: None) -> None:
+    paths = {
+        name: make_model(tmp_path / name, seed=seed, **ARCHITECTURES[kind]) for seed, name in enumerate(NAMES)
+    }
+    models: dict[str, Model] = {name: open_model(path) for name, path in paths.items()}
+    wanted = recipes(ATTENTION.get(kind, "self_attn"))
+    masks = str(mergekit.write_masks(tmp_path / "masks.safetensors", models, paths, DENSITIES, seed=SEED))
+    jobs = [
+        {
+            "config": with_paths(recipe, paths),
+            "out": str(tmp_path / name),
+            "masks": masks if "dare" in name else None,
+        }
+        for name, recipe in wanted.items()
+    ]
+    mergekit.run(jobs, tmp_path)
+    for name, recipe in wanted.items():
+        block = MergeBlock.model_validate(recipe)
+        assert block.problems() == [], name
+        assert MergeStage.check(block, models) == [], name
+        theirs = mergekit.read(tmp_path / name)
+        ours = dict(MergeStage.run(block, models, seed=SEED).tensors())
+        assert len(ours) == len(theirs), name
+        for tensor, result in ours.items():
+            inputs = [model.tensor(tensor) for model in models.values()]
+            assert largest_error(result, by_our_name(tensor, theirs), inputs) <= LIMITS.get(name, 1e-6), (
+                name,
+                tensor,
+            )
+
+
+# 1/density makes task vectors up to 3.3 times as large as the inputs that errors are measured against.
+LIMITS = {
+    "dare_linear": 3.4e-6,
+    "dare_linear-plain": 2e-6,
+    "dare_ties": 3.4e-6,
+    "dare_ties-normalized": 3.4e-6,
+}
+
+
+def test_where_we_differ_on_purpose(tmp_path: Path, environment: None) -> None:
+    """TIES with opposed weights, and slerp from a zero tensor: see docs/merge-methods.md."""
+    paths = {name: make_model(tmp_path / name, seed=seed, layers=1) for seed, name in enumerate(NAMES)}
+    models = {name: open_model(path) for name, path in paths.items()}
+    weights = {"one": 0.50, "two": -0.49}
+    recipe = {
+        "merge_method": "ties",
+        "base_model": "base",
+        "models": [{"model": name, "parameters": {"weight": weight}} for name, weight in weights.items()],
+    }
+    mergekit.run([{"config": with_paths(recipe, paths), "out": str(tmp_path / "out")}], tmp_path)
+    theirs = mergekit.read(tmp_path / "out")
+    ours = MergeStage.run(MergeBlock.model_validate(recipe), models, seed=0)
+    tensor = "model.layers.0.mlp.up_proj.weight"
+    base = models["base"].tensor(tensor)
+    largest = max((models[name].tensor(tensor) - base).abs().max().item() for name in weights)
+    assert (ours.tensor(tensor) - base).abs().max().item() <= largest * (1 + 1e-6)
+    assert (theirs[tensor] - base).abs().max().item() > 20 * largest
