@@ -137,20 +137,13 @@ def prepare(
         UserError: Something is wrong; nothing was written, unless the folder is new.
     """
     from evolve import validation
-    from evolve.score.engines.choose import choose_backend
     from evolve.score.scorer import Scorer
     from evolve.search.population import default_population
-    from evolve.space.space import derive
+    from evolve.space.space import derive_search
     from evolve.weights.content import content_of
 
+    space = derive_search(loaded)
     config = loaded.config
-    if config.score is None:
-        raise UserError(f"{loaded.source}: a search needs a score block with tasks")
-    space = derive(loaded)
-    if not space.genes:
-        raise UserError(
-            f"{loaded.source}: there is no range to search; `evolve build` makes the model of a fixed recipe"
-        )
     checked = validation.check(loaded, runs=runs)
     for warning in checked.warnings:
         if notify is not None:
@@ -158,9 +151,7 @@ def prepare(
     parents = {
         name: replace(parent, content=content_of(parent.path)) for name, parent in checked.parents.items()
     }
-    score = config.score.model_copy(
-        update={"backend": choose_backend(config.score), "include_path": _absolute(config.score.include_path)}
-    )
+    score = _resolved(config.score)
     scorer = Scorer(score)
     scorer.prepare()
     population = config.search.population or default_population(len(space.genes))
@@ -168,9 +159,22 @@ def prepare(
     return Prepared(loaded, folder, parents, score, scorer.fingerprint, population, changed)
 
 
-def _absolute(path: str | None) -> str | None:
-    """Return the path as workers need it: Ray starts them in another folder."""
-    return None if path is None else str(Path(path).absolute())
+def _resolved(score: ScoreConfig | None) -> ScoreConfig:
+    """Return the score block with its engine chosen, and its folder as workers need it.
+
+    Ray starts its workers in another folder.
+    """
+    from evolve.score.engines.choose import choose_backend
+
+    if score is None:
+        raise UserError("a search needs a score block")
+    folder = score.include_path
+    return score.model_copy(
+        update={
+            "backend": choose_backend(score),
+            "include_path": None if folder is None else str(Path(folder).absolute()),
+        }
+    )
 
 
 def _open_folder(
@@ -200,11 +204,8 @@ def _open_folder(
 
 def _identity(loaded: Loaded, parents: Mapping[str, Parent]) -> dict[str, Any]:
     """Return the config as it decides results: parents by content, no paths."""
-    document: dict[str, Any] = loaded.config.model_dump(mode="json", exclude={"name", "models", "pipeline"})
+    document: dict[str, Any] = loaded.config.model_dump(mode="json", exclude={"name", "models"})
     document["models"] = {name: parent.content for name, parent in parents.items()}
-    document["pipeline"] = [
-        {kind: block.model_dump(mode="json", exclude_unset=True)} for kind, block in loaded.stages
-    ]
     return document
 
 

@@ -46,6 +46,8 @@ def drive(
         with watch(folder, display):
             yield
 
+    say = _say if display != "none" else _silent
+    say(f"checking {loaded.source}, its parents and tasks")
     runs = runs.absolute()
     place = working_folder if working_folder is not None and working_folder.is_dir() else Path.cwd()
     with contextlib.chdir(place):
@@ -56,12 +58,16 @@ def drive(
             watch=watched,
             notify=_warn,
         )
-    summary = close(folder, say=_say if display != "none" else None)
+    summary = close(folder, say=say)
     print_closing(folder, summary)
 
 
 def _warn(message: str) -> None:
     click.echo(f"{click.style('Warning:', fg='yellow', bold=True)} {message}", err=True)
+
+
+def _silent(message: str) -> None:
+    """Say nothing."""
 
 
 def _say(message: str) -> None:

@@ -101,7 +101,7 @@ def convergence(points: Sequence[Point], lines: Sequence[tuple[str, float]]) -> 
         path += f"H{x(point.number)}V{y(point.best)}"
     parts.append(f'<path class="best" d="{path}"/>')
     labels.append((y(points[-1].best), "best so far"))
-    parts += [_text(x(last) + 8, place + 4, label, "start") for place, label in _spread(labels)]
+    parts += [_text(x(last) + 8, place + 4, _short(label, 25), "start") for place, label in _spread(labels)]
     return _svg(_HEIGHT, "The best value so far over the trials", parts)
 
 
@@ -120,7 +120,7 @@ def bars(rows: Sequence[Bar], title: str) -> str:
         middle = 26 + 34 * index
         kind = "bar best" if row.best else "bar"
         width = round(x(row.value) - 220, 2)
-        parts.append(_text(212, middle + 4, row.label, "end"))
+        parts.append(_text(212, middle + 4, _short(row.label, 32), "end"))
         parts.append(f'<rect class="{kind}" x="220" y="{middle - 9}" width="{width}" height="18"/>')
         if row.known:
             low, high = x(row.low), x(row.high)
@@ -129,6 +129,11 @@ def bars(rows: Sequence[Bar], title: str) -> str:
         text = numbers.interval(row.value, row.low, row.high)
         parts.append(_text(_WIDTH - 182, middle + 4, text, "start"))
     return _svg(height, title, parts)
+
+
+def _short(label: str, most: int) -> str:
+    """Cut a label that would leave the picture; the tables have it whole."""
+    return label if len(label) <= most else f"{label[: most - 1]}…"
 
 
 def _spread(labels: list[tuple[float, str]], gap: float = 15) -> list[tuple[float, str]]:

@@ -54,15 +54,17 @@ class Progress:
 class Searcher(Protocol):
     """Generation-synchronous ask and tell over a study that is stored elsewhere.
 
-    Trial 0 is the centre of the ranges, generation 0 on its own. A round is a batch of asks with no tell in
-    between; it is finished when all of its trials are told. Killed at any instant and opened again on the
-    same study, a searcher proposes the same points as one that was never killed.
+    Trial 0 is the centre of the ranges, generation 0 on its own; a failed one is not replaced. A round is a
+    batch of asks with no tell in between; it is finished when all of its trials are told. Killed at any
+    instant and opened again on the same study, a searcher proposes the same points as one that was never
+    killed.
     """
 
     def round(self, size: int) -> list[Proposal]:
         """Return the proposals that are asked and not told, after completing the round that was begun.
 
-        A new round of ``size`` begins only when all earlier proposals are told.
+        A new round begins only when all earlier proposals are told. It has at most ``size`` proposals, and
+        never more than the generation lacks.
         """
         ...
 

@@ -27,7 +27,5 @@ def make_sampler(genes: Sequence[Gene], population: int, seed: int) -> BaseSampl
     import optuna
 
     with experimental():
-        inner = optuna.samplers.TPESampler(
-            multivariate=True, constant_liar=True, warn_independent_sampling=False, seed=seed
-        )
+        inner = optuna.samplers.TPESampler(multivariate=True, constant_liar=True, seed=seed)
     return declared(inner, genes, complete=False)

@@ -62,12 +62,21 @@ class JournalFile:
                     continue
                 record = _parse(line)
                 if record is None:
-                    raise RunError(_damaged(self._path, line_number))
+                    raise RunError(self.damage("is damaged", line_number))
                 number += 1
                 # Before the yield: Optuna counts a record as read before it applies it, and may raise then.
                 self._position = (number, offset, line_number)
                 if number > log_number_from:
                     yield record
+
+    def damage(self, what: str, line_number: int | None = None) -> str:
+        """Return the message about a line, the one that was read last if none is given."""
+        return (
+            f"{self._path}: line {line_number or self._position[2]} {what}, and there are records behind it. "
+            f"Restore the file from a backup, or move it away (mv '{self._path}' '{self._path}.damaged') and "
+            "run the same command again: the search proposes the same candidates, and those that were "
+            "scored are not scored again."
+        )
 
     def append_logs(self, logs: list[dict[str, Any]]) -> None:
         """Append records, whole or not at all.
@@ -179,11 +188,3 @@ def _parse(line: bytes) -> dict[str, Any] | None:
 
 def _is_optimizer_state(line: bytes) -> bool:
     return line.startswith(b'{"op_code":9,') and b":optimizer:" in line[:256]
-
-
-def _damaged(path: Path, line_number: int) -> str:
-    return (
-        f"{path}: line {line_number} is damaged, and there are records behind it. Restore the file from a "
-        f"backup, or move it away (mv '{path}' '{path}.damaged') and run the same command again: the search "
-        "proposes the same candidates, and those that were scored are not scored again."
-    )

@@ -80,7 +80,7 @@ def open_study(run: RunDir, url: str | None, study_name: str) -> Study:
     with storage_errors(where, storage_url):
         storage: Any
         if storage_url is None:
-            storage = optuna.storages.JournalStorage(open_journal(journal_path(run)))
+            storage = _replayed(open_journal(journal_path(run)))
         else:
             storage = _database(storage_url, for_reading=False)
         # Looked up first: Optuna's load_if_exists writes a record at every start.
@@ -106,7 +106,7 @@ def load_trials(run: RunDir, url: str | None, study_name: str) -> list[TrialRow]
         if storage_url is None:
             if not journal_path(run).exists():
                 return []
-            storage = optuna.storages.JournalStorage(JournalFile(journal_path(run), readonly=True))
+            storage = _replayed(JournalFile(journal_path(run), readonly=True))
         else:
             if not _is_set_up(storage_url):
                 return []
@@ -167,6 +167,16 @@ def storage_errors(where: str, url: StorageUrl | None = None) -> Iterator[None]:
 def _resolve(run: RunDir, url: str | None) -> StorageUrl | None:
     # The folder that the run was made in, not the present one: Ray's workers have another.
     return None if url is None else resolve(url, Path(run.meta.get("created_in") or run.path))
+
+
+def _replayed(journal: JournalFile) -> BaseStorage:
+    """Read a whole journal. Records that are lost in its middle leave others that make no sense."""
+    import optuna
+
+    try:
+        return optuna.storages.JournalStorage(journal)
+    except (AssertionError, LookupError, TypeError, ValueError, AttributeError) as error:
+        raise RunError(journal.damage(f"does not follow from the records before it ({error!r})")) from error
 
 
 def _database(url: StorageUrl, *, for_reading: bool) -> BaseStorage:

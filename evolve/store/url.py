@@ -74,6 +74,8 @@ def resolve(url: str, base: Path) -> StorageUrl:
             f"search.storage: {url}: unknown kind of storage. Use sqlite:///FILE or "
             "postgresql://USER:${PASSWORD}@HOST/DATABASE, or leave it out for a journal in the run's folder."
         )
+    # SQLAlchemy 2.1 takes psycopg 3 where no driver is named; ours is the one in the extra `postgresql`.
+    real = real.replace("postgresql://", "postgresql+psycopg2://", 1)
     return StorageUrl(shown=url, real=real, secrets=_passwords(real))
 
 

@@ -149,5 +149,12 @@ def test_bars_show_intervals_only_where_they_are_known():
     check(svg)
 
 
+def test_long_names_stay_in_the_picture():
+    svg = charts.bars([charts.Bar("x" * 300, 0.5, 0.4, 0.6)], "t")
+    svg += charts.convergence([Point(0, 0.5, 0.1, 0.5)], [("y" * 300, 0.4)])
+    assert max(len(text) for text in re.findall(r">([xy]+…)<", svg)) <= 32
+    assert "…" in svg
+
+
 def test_no_rows_no_picture():
     assert charts.bars([], "t") == charts.convergence([], []) == ""

@@ -55,9 +55,17 @@ def server() -> Path:
         if done.returncode:
             raise Unavailable(f"{command[0]} failed: {done.stdout[-500:]}")
 
-    initdb = ("--auth=scram-sha-256", "--username=evolve", "--encoding=UTF8", "--no-sync", "--no-instructions")
+    initdb = (
+        "--auth=scram-sha-256",
+        "--username=evolve",
+        "--encoding=UTF8",
+        "--no-sync",
+        "--no-instructions",
+    )
     call(binaries / "initdb", "-D", data, f"--pwfile={secret}", *initdb)
-    options = f"-c listen_addresses='' -c unix_socket_directories='{folder}' -c fsync=off -c shared_buffers=16MB"
+    options = (
+        f"-c listen_addresses='' -c unix_socket_directories='{folder}' -c fsync=off -c shared_buffers=16MB"
+    )
     log = folder / "log"
     call(binaries / "pg_ctl", "-D", data, "-l", log, "-w", "-t", "60", "-o", options, "start")
     atexit.register(call, binaries / "pg_ctl", "-D", data, "-m", "immediate", "-w", "stop")
@@ -65,7 +73,7 @@ def server() -> Path:
 
 
 def new_database() -> tuple[str, str]:
-    """Make an empty database, and return its URL with ``${EVOLVE_TEST_PG}`` for the password, and its name."""
+    """Make an empty database; return its URL, ``${EVOLVE_TEST_PG}`` for the password, and its name."""
     import psycopg2
 
     folder, name = server(), f"d{os.getpid()}_{next(_numbers)}"
