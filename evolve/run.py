@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import math
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -114,6 +115,7 @@ def run(
             running=0,
             trials=loaded.config.search.trials,
             population=prepared.population,
+            generations=1 + math.ceil((loaded.config.search.trials - 1) / prepared.population),
             score_key=prepared.score_key,
             study=study_name(prepared),
         )

@@ -2,13 +2,13 @@
 
     python scripts/demo_models.py [--out models/demo] [--seed 0]
 
-The three fields (beasts, towns, elixirs) are invented: 120 names each, three facts a name, six ways to state a
-fact. For each fact two of the six ways are kept out of all training; the tasks ask in those ways, four answers to
-choose from. The base sees all fields for a short time. Each expert goes on with one field, and forgets some
-of the others. Nothing else is arranged: what the models can do comes out of training.
+The three fields (beasts, towns, elixirs) are invented: 120 names each, three facts a name, six ways to state
+a fact. For each fact two of the six ways are kept out of all training; the tasks ask in those ways, four
+answers to choose from. The base sees all fields for a short time. Each expert goes on with one field, and
+forgets some of the others. Nothing else is arranged: what the models can do comes out of training.
 
-Everything is trained here, on the CPU, in fp32, seeded; about two minutes on two cores. A folder that exists is
-finished and is skipped.
+Everything is trained here, on the CPU, in fp32, seeded; about two minutes on two cores. A folder that exists
+is finished and is skipped.
 """
 
 from __future__ import annotations
@@ -136,7 +136,7 @@ FIELDS: dict[str, dict[str, Attribute]] = {
         ),
     },
 }
-"""Field to attribute; every value and every way is written so that a space stands between prompt and answer."""
+"""Field to attribute. A space stands between prompt and answer."""
 
 
 class World:
@@ -275,7 +275,9 @@ def _batch(tokenizer: Any, sentences: list[tuple[str, str]], *, answers_only: bo
     import torch
 
     prompts = [tokenizer(prompt)["input_ids"] for prompt, _ in sentences]
-    texts = [tokenizer(prompt + answer)["input_ids"] + [tokenizer.eos_token_id] for prompt, answer in sentences]
+    texts = [
+        tokenizer(prompt + answer)["input_ids"] + [tokenizer.eos_token_id] for prompt, answer in sentences
+    ]
     longest = max(map(len, texts))
     inputs = torch.zeros(len(texts), longest, dtype=torch.long)
     labels = torch.full((len(texts), longest), -100)
@@ -351,11 +353,15 @@ def make(out: Path, seed: int) -> None:
         tokenizer = PreTrainedTokenizerFast.from_pretrained(out / "base")
         model = LlamaForCausalLM.from_pretrained(out / "base", dtype=torch.float32)
         train(model, tokenizer, world, Course(field, (field,), EXPERT_STEPS, EXPERT_RATE, True), seed)
-        save_model(model, tokenizer, out / field, f"The demo's base, trained on with the field {field} alone.")
+        save_model(
+            model, tokenizer, out / field, f"The demo's base, trained on with the field {field} alone."
+        )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--out", type=Path, default=Path("models/demo"), help="folder for models and tasks")
     parser.add_argument("--seed", type=int, default=0, help="seed of facts, initial weights and data order")
     options = parser.parse_args()

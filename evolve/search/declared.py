@@ -56,7 +56,7 @@ def declared(inner: BaseSampler, genes: Sequence[Gene], *, complete: bool) -> Ba
 def _sampler_class() -> Any:
     from optuna.samplers import BaseSampler
 
-    class DeclaredSampler(BaseSampler):  # type: ignore[misc] # optuna is not followed: Any
+    class DeclaredSampler(BaseSampler):
         def __init__(self, inner: BaseSampler, space: dict[str, BaseDistribution], complete: bool) -> None:
             self._inner = inner
             self._space = space
