@@ -9,8 +9,10 @@ import yaml
 
 from evolve.config.load import load
 from evolve.space.space import derive
+from evolve.weights.reader import open_model
 from tests.cli.kit import call
 from tests.report.synthetic import make_run
+from tests.stages.merge.mergekit import write_masks
 from tests.tiny import make_model
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -40,6 +42,17 @@ SLERP = {
     "models": [{"model": "one"}, {"model": "two"}],
     "parameters": {"t": {"low": 0.1, "high": 0.9, "knots": 4}},
 }
+TIES = {
+    **ARITHMETIC,
+    "merge_method": "ties",
+    "models": [
+        {"model": "one", "parameters": {"weight": {"low": 0.1, "high": 1.0}, "density": 0.6}},
+        {"model": "two", "parameters": {"weight": {"low": 0.1, "high": 1.0, "knots": 2}, "density": 0.4}},
+    ],
+}
+DARE_TIES = {**TIES, "merge_method": "dare_ties"}
+DARE_LINEAR = {**TIES, "merge_method": "dare_linear"}
+METHODS = [LINEAR, ARITHMETIC, SLERP, TIES, DARE_TIES, DARE_LINEAR]
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +66,7 @@ def mergekit():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("block", [LINEAR, ARITHMETIC, SLERP], ids=lambda block: block["merge_method"])
+@pytest.mark.parametrize("block", METHODS, ids=lambda block: block["merge_method"])
 def test_exported_yaml_through_mergekit(mergekit, block, tmp_path):
     import torch
     from safetensors.torch import load_file
@@ -78,8 +91,14 @@ def test_exported_yaml_through_mergekit(mergekit, block, tmp_path):
     call("export", "small", *where, "--to", "mergekit", "--out", folder / "theirs.yml")
     assert derive(load(folder / "theirs.yml")).genes == ()
     jobs = folder / "jobs.json"
+    masks = None
+    if block["merge_method"].startswith("dare"):
+        opened = {name: open_model(path) for name, path in models.items()}
+        masks = str(
+            write_masks(folder / "masks.safetensors", opened, models, {"one": 0.6, "two": 0.4}, seed=0)
+        )
     jobs.write_text(
-        json.dumps([{"config": str(folder / "theirs.yml"), "out": str(folder / "theirs"), "masks": None}])
+        json.dumps([{"config": str(folder / "theirs.yml"), "out": str(folder / "theirs"), "masks": masks}])
     )
     subprocess.run(
         [mergekit, ROOT / "scripts/oracle/mergekit_merge.py", jobs], check=True, capture_output=True
