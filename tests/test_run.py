@@ -145,3 +145,53 @@ def test_stop_rules(tmp_path, override, reason):
     finish(config, tmp_path / "runs", override)
     state = json.loads((tmp_path / "runs" / "small" / "state.json").read_text())
     assert state["reason"] == reason
+
+
+def linear(first: object, second: object) -> list[dict]:
+    models = [
+        {"model": "one", "parameters": {"weight": first}},
+        {"model": "two", "parameters": {"weight": second}},
+    ]
+    return [{"merge": {"merge_method": "linear", "models": models, "dtype": "float32"}}]
+
+
+def test_identical_recipes_are_scored_once_and_failures_are_replaced(tmp_path):
+    """Two switches: weights (1, 1) and (2, 2) can be built, weights that cancel cannot."""
+    pipeline = linear({"choices": [-1, 1]}, {"choices": [-1, 1]})
+    config = make_search(tmp_path, pipeline=pipeline, **{"search.trials": 9, "search.sampler": "random"})
+    finish(config, tmp_path / "runs")
+    found = left(tmp_path / "runs" / "small")
+    states = [trial[1] for trial in found.trials]
+    assert states.count("complete") == 9
+    assert states.count("failed") > 0
+    recipes = {trial[4] for trial in found.trials}
+    assert len(recipes) <= 4 < len(found.trials)
+    searched = [key for key in found.outcomes if key.endswith("-search")]
+    assert len(searched) <= len(recipes) + 4
+    kinds = {outcome["kind"] for outcome in found.outcomes.values() if outcome["state"] == "failed"}
+    assert kinds == {"invalid_recipe"}
+
+
+def test_a_generation_in_which_all_fails_ends_the_run_with_the_failures(tmp_path):
+    config = make_search(
+        tmp_path,
+        **{
+            "pipeline": [
+                {
+                    "merge": {
+                        "merge_method": "task_arithmetic",
+                        "base_model": "base",
+                        "models": [
+                            {"model": name, "parameters": {"weight": {"low": 1.0e7, "high": 1.0e8}}}
+                            for name in ("one", "two")
+                        ],
+                        "dtype": "float16",  # overflows
+                    }
+                }
+            ]
+        },
+    )
+    with pytest.raises(AssertionError, match=r"generation 1 failed: 8 candidates asked(.|\n)*non_finite"):
+        finish(config, tmp_path / "runs")
+    states = [trial[1] for trial in left(tmp_path / "runs" / "small").trials]
+    assert states == ["failed"] * 9, "the centre, and twice the population"
