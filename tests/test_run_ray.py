@@ -155,6 +155,7 @@ def test_a_killed_island_comes_back(searched, tmp_path):
     process = start(config, tmp_path / "runs")
     run = tmp_path / "runs" / "small"
     wait_for(lambda: len(records(run)) >= 2, process)
+    wait_for(lambda: bool(actors(process, "Island")), process)
     (island,) = actors(process, "Island")
     island.send_signal(signal.SIGKILL)
     _, errors = process.communicate(timeout=300)
@@ -168,7 +169,8 @@ def test_a_cluster_of_two_nodes_loses_one(searched, tmp_path, monkeypatch):
 
     config, expected = searched
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
-    other = cluster.add_node(num_cpus=1)
+    # An address of its own, since the island is pinned to the driver's address.
+    other = cluster.add_node(num_cpus=1, node_ip_address="127.0.0.2")
     cluster.wait_for_nodes()
     monkeypatch.setenv("RAY_ADDRESS", cluster.address)
     try:

@@ -1,0 +1,76 @@
+"""Watches an lm-eval vLLM model: its start, its forward passes, and the prompts that it was asked."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+
+class Spy:
+    """Put on a model class before the first model of it is made; one model at a time.
+
+    Attributes:
+        ready: Instant at which the engine was ready.
+        forward: Seconds inside vLLM's generate since the last ``clear``.
+        asked: Prompts and sampling parameters of lm-eval's calls since the last ``clear``.
+    """
+
+    def __init__(self, model_class: Any) -> None:
+        from vllm import LLM
+
+        self.ready = 0.0
+        self.forward = 0.0
+        self.asked: list[tuple[Any, Any]] = []
+        self._lm: Any = None
+        self._inside = False
+        self._generate = LLM.generate
+        LLM.generate = self._watched_generate()
+        model_class.__init__ = self._watched_start(model_class.__init__)
+        model_class._model_generate = self._watched_call(model_class._model_generate)
+
+    def clear(self) -> None:
+        self.forward, self.asked = 0.0, []
+
+    def bare(self) -> float:
+        """Return the seconds of one generate call on everything that was asked, the prefix cache empty."""
+        llm = self._lm.model
+        llm.reset_prefix_cache()
+        prompts, parameters = zip(*self.asked, strict=True)
+        began = time.perf_counter()
+        self._generate(llm, list(prompts), sampling_params=list(parameters), use_tqdm=False)
+        return time.perf_counter() - began
+
+    def _watched_start(self, start: Any) -> Any:
+        def init(lm: Any, *args: Any, **more: Any) -> None:
+            start(lm, *args, **more)
+            self.ready, self._lm = time.perf_counter(), lm
+
+        return init
+
+    def _watched_call(self, call: Any) -> Any:
+        def model_generate(lm: Any, *args: Any, **more: Any) -> Any:
+            # Generate is also called outside of this, to ask a prompt again: that is no work of lm-eval's.
+            self._inside = True
+            try:
+                return call(lm, *args, **more)
+            finally:
+                self._inside = False
+
+        return model_generate
+
+    def _watched_generate(self) -> Any:
+        original = self._generate
+
+        def generate(llm: Any, prompts: Any, sampling_params: Any = None, **more: Any) -> Any:
+            if self._inside:
+                each = (
+                    sampling_params if isinstance(sampling_params, list) else [sampling_params] * len(prompts)
+                )
+                self.asked += zip(prompts, each, strict=True)
+            began = time.perf_counter()
+            try:
+                return original(llm, prompts, sampling_params=sampling_params, **more)
+            finally:
+                self.forward += time.perf_counter() - began
+
+        return generate
