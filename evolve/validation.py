@@ -119,6 +119,7 @@ def open_parents(loaded: Loaded) -> tuple[dict[str, Parent], dict[str, Model], l
     """
     from evolve.weights.hub import resolve
     from evolve.weights.reader import open_model
+    from evolve.weights.skeleton import unexplained
 
     parents: dict[str, Parent] = {}
     models: dict[str, Model] = {}
@@ -128,6 +129,8 @@ def open_parents(loaded: Loaded) -> tuple[dict[str, Parent], dict[str, Model], l
             parent = resolve(name, source)
             models[name] = open_model(parent.path)
             parents[name] = parent
+            for message in unexplained(models[name]):
+                problems.append(loaded.problem(("models", name), f"{source}: {message}"))
         except ModelError as error:
             message = str(error).removeprefix(f"models.{name}: ")
             problems.append(loaded.problem(("models", name), message))

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.ray
 
 FAST_SECONDS, AGENT_SECONDS = 10, 90
+ISLAND = "ResourceTrainable"
+"""What Tune calls a Trainable that has resources of its own."""
 AGENTS = ("dashboard", "runtime_env", "DashboardAgent", "RuntimeEnvAgent")
 
 
@@ -37,13 +39,29 @@ def searched(tmp_path_factory):
 def start(config: Path, runs: Path, *overrides: str) -> subprocess.Popen[str]:
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "evolve.cli", "run", str(config), "engine.kind=ray", *overrides]
-    return subprocess.Popen(
+    process = subprocess.Popen(
         [*command, "--runs", str(runs), "--display", "none"],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
         env=environment,
     )
+    started.append(process)
+    return process
+
+
+started: list[subprocess.Popen[str]] = []
+
+
+@pytest.fixture(autouse=True)
+def leave_nothing_running():
+    """A test that fails must not leave a driver behind."""
+    yield
+    for process in started:
+        if process.poll() is None:
+            process.kill()
+            process.wait()
+    started.clear()
 
 
 def finish_on_ray(config: Path, runs: Path) -> None:
@@ -52,7 +70,7 @@ def finish_on_ray(config: Path, runs: Path) -> None:
     assert process.returncode == 0, errors[-4000:]
 
 
-def wait_for(condition, process: subprocess.Popen[str], seconds: float = 120) -> None:
+def wait_for(condition, process: subprocess.Popen[str], seconds: float = 240) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert process.poll() is None, process.stderr.read()[-4000:] if process.stderr else ""
@@ -98,7 +116,7 @@ def killed_and_resumed(config: Path, expected, runs: Path, kills: int, seed: int
         process = start(config, runs)
         goal = len(known) + draw.randint(0, 3)
         wait_for(lambda goal=goal: len(records(runs / "small")) >= goal, process)
-        wait_for(lambda process=process: bool(actors(process, "Island")), process)
+        wait_for(lambda process=process: bool(actors(process, ISLAND)), process)
         time.sleep(draw.uniform(0, 0.3))
         family = psutil.Process(process.pid).children(recursive=True)
         agents = [child for child in family if is_agent(child)]
@@ -155,8 +173,8 @@ def test_a_killed_island_comes_back(searched, tmp_path):
     process = start(config, tmp_path / "runs")
     run = tmp_path / "runs" / "small"
     wait_for(lambda: len(records(run)) >= 2, process)
-    wait_for(lambda: bool(actors(process, "Island")), process)
-    (island,) = actors(process, "Island")
+    wait_for(lambda: bool(actors(process, ISLAND)), process)
+    (island,) = actors(process, ISLAND)
     island.send_signal(signal.SIGKILL)
     _, errors = process.communicate(timeout=300)
     assert process.returncode == 0, errors[-4000:]
