@@ -25,18 +25,13 @@ class StorageUrl:
         shown: What the user wrote, for messages.
         real: The URL with everything filled in. May hold a password: never print it.
         secrets: Passwords that it holds, to be blanked out of foreign messages.
+        file: The absolute path of an SQLite file; None for a server.
     """
 
     shown: str
     real: str = field(repr=False)
     secrets: tuple[str, ...] = field(repr=False, default=())
-
-    @property
-    def file(self) -> Path | None:
-        """The file of an SQLite URL."""
-        if not self.real.startswith("sqlite:///"):
-            return None
-        return Path(self.real.removeprefix("sqlite:///").partition("?")[0])
+    file: Path | None = None
 
     def hide(self, message: str) -> str:
         """Return a message of another library without the URL's secrets."""
@@ -68,8 +63,8 @@ def resolve(url: str, base: Path) -> StorageUrl:
 
     real = _NAME.sub(fill, url)
     if real.startswith("sqlite"):
-        real = _absolute(real, url, base)
-    elif not _POSTGRESQL.match(real):
+        return _sqlite(real, url, base)
+    if not _POSTGRESQL.match(real):
         raise RunError(
             f"search.storage: {url}: unknown kind of storage. Use sqlite:///FILE or "
             "postgresql://USER:${PASSWORD}@HOST/DATABASE, or leave it out for a journal in the run's folder."
@@ -79,16 +74,20 @@ def resolve(url: str, base: Path) -> StorageUrl:
     return StorageUrl(shown=url, real=real, secrets=_passwords(real))
 
 
-def _absolute(real: str, shown: str, base: Path) -> str:
+def _sqlite(real: str, shown: str, base: Path) -> StorageUrl:
+    from sqlalchemy.engine import make_url
+
     name, mark, options = real.removeprefix("sqlite:///").partition("?")
     if not real.startswith("sqlite:///") or not name or name == ":memory:":
         raise RunError(
             f"search.storage: {shown}: a search has to survive its process. Name a file: sqlite:///study.db"
         )
     path = str(base.absolute() / name)
-    if "?" in path:
-        raise RunError(f"search.storage: {shown}: the path {path} holds a '?', which no storage URL can.")
-    return f"sqlite:///{path}{mark}{options}"
+    # Since version 2.1 SQLAlchemy decodes %41 in a path, earlier ones do not.
+    for spelling in (path, quote(path)):
+        if make_url(f"sqlite:///{spelling}").database == path:
+            return StorageUrl(shown, f"sqlite:///{spelling}{mark}{options}", file=Path(path))
+    raise RunError(f"search.storage: {shown}: no storage URL can hold the path {path}. Choose another one.")
 
 
 def _passwords(real: str) -> tuple[str, ...]:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import resource
 import statistics
 import subprocess
 import sys
@@ -23,7 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from report import Row, table, write
-from spy import Spy
+from spy import Spy, cpu_seconds
 
 from evolve.errors import UserError
 from evolve.types import Job, Scored
@@ -63,7 +64,7 @@ class Search:
 
     def candidate(self) -> tuple[Recipe, dict[str, float], Scored]:
         """Ask for, score and record one candidate."""
-        began = time.perf_counter()
+        began, worked = time.perf_counter(), cpu_seconds()
         [proposal] = self.searcher.round(1)
         recipe = self.space.recipe(proposal.values, self.prepared.contents)
         asked = time.perf_counter()
@@ -74,16 +75,16 @@ class Search:
             raise SystemExit(f"the candidate failed: {outcome.message}\n{outcome.log}")
         self.prepared.folder.record(job, outcome, score_key=self.prepared.score_key, attempts=1)
         self.searcher.tell(proposal.number, outcome.value, recipe=recipe.hash)
-        total = time.perf_counter() - began
         seconds = {
-            "total": total,
+            "total": time.perf_counter() - began,
+            "cpu": cpu_seconds() - worked,
             "ask": asked - began,
             "build": outcome.seconds["build"],
             "load": outcome.seconds["load"],
             "calls": self.spy.forward,
             "prompts": float(len(self.spy.asked)),
         }
-        seconds["bare"] = self.spy.bare()
+        seconds["bare"], seconds["bare cpu"] = self.spy.bare()
         return recipe, seconds, outcome
 
 
@@ -170,9 +171,9 @@ class Peers:
         config, model, job, out = (place / name for name in ("merge.yaml", "model", "job.json", "out.json"))
         config.write_text(mergekit_yaml(recipe, self._prepared.parents), encoding="utf-8")
         job.write_text(json.dumps(self._job(model, out)), encoding="utf-8")
-        began = time.perf_counter()
+        began, worked = time.perf_counter(), _children_cpu()
         self._run([str(self._mergekit), str(config), str(model)], Path.cwd())
-        merged = time.perf_counter()
+        merged, worked = time.perf_counter(), _children_cpu() - worked
         where = Path(self._prepared.score.include_path or Path.cwd())
         self._run([sys.executable, str(Path(__file__).with_name("peer_eval.py")), str(job)], where)
         written = json.loads(out.read_text(encoding="utf-8"))
@@ -185,7 +186,9 @@ class Peers:
             "catalog": marks["catalog"] - marks["imported"],
             "load": marks["ready"] - marks["catalog"],
             "calls": written["forward"],
-            "bare": written["bare"],
+            "bare": written["bare"][0],
+            "cpu": worked + written["cpu"],
+            "bare cpu": written["bare"][1],
             "prompts": float(written["prompts"]),
         }
         return seconds, written["results"]
@@ -220,6 +223,11 @@ class Peers:
         )
         if done.returncode:
             raise SystemExit(f"{' '.join(command)} failed:\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}")
+
+
+def _children_cpu() -> float:
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def positions(prepared: Prepared) -> dict[str, list[int]]:
@@ -267,7 +275,7 @@ def summary(ours: list[dict[str, float]], peers: list[dict[str, float]], copying
     """Return the medians over the pairs."""
 
     def median(pairs: list[dict[str, float]], value: Any) -> float:
-        return statistics.median(value(seconds) for seconds in pairs)
+        return float(statistics.median(value(seconds) for seconds in pairs))
 
     def part(name: str) -> tuple[float, float]:
         return median(ours, lambda s: s[name]), median(peers, lambda s: s[name])
@@ -276,7 +284,8 @@ def summary(ours: list[dict[str, float]], peers: list[dict[str, float]], copying
         return s["total"] - s["bare"]
 
     def rest(s: dict[str, float]) -> float:
-        return outside(s) - sum(s.get(name, 0.0) for name in ("ask", "build", "imports", "catalog", "load"))
+        known = ("calls", "ask", "build", "imports", "catalog", "load")
+        return s["total"] - sum(s.get(name, 0.0) for name in known)
 
     bare = part("bare")
     return [
@@ -286,13 +295,18 @@ def summary(ours: list[dict[str, float]], peers: list[dict[str, float]], copying
         Row("lm-eval's catalog of tasks", None, median(peers, lambda s: s["catalog"])),
         Row("load into the engine (peer: engine start)", *part("load")),
         Row("forward passes, bare", *bare),
-        Row("everything else", median(ours, rest), median(peers, rest)),
+        Row("everything else, generate calls left out", median(ours, rest), median(peers, rest)),
         Row("one candidate", *part("total"), bare[0]),
         Row("one candidate outside bare forward passes", median(ours, outside), median(peers, outside)),
         Row(
             "one candidate outside its own generate calls",
             median(ours, lambda s: s["total"] - s["calls"]),
             median(peers, lambda s: s["total"] - s["calls"]),
+        ),
+        Row(
+            "the same in CPU seconds: all minus bare",
+            median(ours, lambda s: s["cpu"] - s["bare cpu"]),
+            median(peers, lambda s: s["cpu"] - s["bare cpu"]),
         ),
     ]
 

@@ -19,7 +19,7 @@ def main() -> None:
     job = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
     from lm_eval import simple_evaluate
     from lm_eval.tasks import TaskManager
-    from spy import Spy
+    from spy import Spy, cpu_seconds
 
     from evolve.score.engines.vllm_lm import import_lm_eval_vllm
 
@@ -30,10 +30,12 @@ def main() -> None:
     results = simple_evaluate(model="vllm", task_manager=catalog, **job["evaluate"])
     marks["evaluated"] = time.perf_counter()
     marks["ready"] = spy.ready
+    worked = cpu_seconds()
     written = {
         "marks": marks,
         "prompts": len(spy.asked),
         "forward": spy.forward,
+        "cpu": worked,
         "bare": spy.bare(),
         "results": results["results"],
     }

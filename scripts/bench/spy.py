@@ -6,6 +6,14 @@ import time
 from typing import Any
 
 
+def cpu_seconds() -> float:
+    """Return the CPU time of this process and its living children: other programs have no part in it."""
+    import psutil
+
+    me = psutil.Process()
+    return float(sum(sum(one.cpu_times()[:2]) for one in (me, *me.children(recursive=True))))
+
+
 class Spy:
     """Put on a model class before the first model of it is made; one model at a time.
 
@@ -31,14 +39,18 @@ class Spy:
     def clear(self) -> None:
         self.forward, self.asked = 0.0, []
 
-    def bare(self) -> float:
-        """Return the seconds of one generate call on everything that was asked, the prefix cache empty."""
+    def bare(self) -> tuple[float, float]:
+        """Ask everything once more in one generate call, the prefix cache empty.
+
+        Returns:
+            Seconds by the clock, and of CPU time.
+        """
         llm = self._lm.model
         llm.reset_prefix_cache()
         prompts, parameters = zip(*self.asked, strict=True)
-        began = time.perf_counter()
+        began, worked = time.perf_counter(), cpu_seconds()
         self._generate(llm, list(prompts), sampling_params=list(parameters), use_tqdm=False)
-        return time.perf_counter() - began
+        return time.perf_counter() - began, cpu_seconds() - worked
 
     def _watched_start(self, start: Any) -> Any:
         def init(lm: Any, *args: Any, **more: Any) -> None:

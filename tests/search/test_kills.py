@@ -31,6 +31,26 @@ WRITES = (
 
 SAMPLERS = ("cmaes", "tpe", "random")
 
+# The databases differ from the journal in what a kill leaves, not in what the samplers do with it.
+COMBINATIONS = pytest.mark.parametrize(
+    ("url", "sampler"),
+    [
+        *(("journal", sampler) for sampler in SAMPLERS),
+        ("sqlite", "cmaes"),
+        ("postgresql", "tpe"),
+        *(
+            pytest.param(*pair, marks=pytest.mark.slow)
+            for pair in (
+                ("sqlite", "tpe"),
+                ("sqlite", "random"),
+                ("postgresql", "cmaes"),
+                ("postgresql", "random"),
+            )
+        ),
+    ],
+    indirect=["url"],
+)
+
 
 class Killed(BaseException):
     """Stands for SIGKILL: nothing in the code under test may catch it."""
@@ -81,7 +101,7 @@ def undisturbed(run: RunDir, sampler: str, trials: int, url: str | None = None) 
     return contents(study)
 
 
-@pytest.mark.parametrize("sampler", SAMPLERS)
+@COMBINATIONS
 def test_many_kills(run: RunDir, url: str | None, sampler: str) -> None:
     # 25 complete ones: TPE leaves its 10 random trials behind, CMA-ES updates five times. Opening a database
     # takes longer than all the rest, so there are fewer kills.
@@ -168,7 +188,7 @@ def sigkilled_run(run: RunDir, url: str | None, sampler: str, trials: int, seed:
             assert not list(run.path.rglob("*.tmp"))
 
 
-@pytest.mark.parametrize("sampler", ["cmaes", "tpe"])
+@COMBINATIONS
 def test_sigkill(run: RunDir, url: str | None, sampler: str) -> None:
     trials = 41 if url is None else 13
     expected = undisturbed(run, sampler, trials, url)

@@ -117,21 +117,30 @@ def test_a_forked_child_does_not_keep_it(tmp_path: Path) -> None:
         os.kill(child, signal.SIGKILL)
 
 
-def test_a_child_that_leaves_the_block_releases_nothing(tmp_path: Path) -> None:
-    path = tmp_path / "lock"
+def fork_inside(path: Path, other: Path) -> None:
+    opened = []
     with hold(path, "parent"):
-        process = FORK.Process(target=leave, args=(path,))
-        process.start()
-        process.join()
-        assert process.exitcode == 0
-        assert holder(path)["command"] == "parent"
-        with pytest.raises(RunError), hold(path, "other"):
-            pass
+        child = os.fork()
+        if child == 0:
+            # The numbers of the lock's files are free here: one of these gets them.
+            for _ in range(8):
+                opened.append(os.open(other, os.O_RDWR | os.O_CREAT))
+            os.write(opened[0], b"precious")
+        else:
+            _, status = os.waitpid(child, 0)
+            assert status == 0
+            assert holder(path)["command"] == "parent"
+            with pytest.raises(RunError), hold(path, "second"):
+                pass
+    if child == 0:
+        os._exit(0 if all(os.fstat(number).st_size == 8 for number in opened) else 1)
 
 
-def leave(path: Path) -> None:
-    with pytest.raises(RunError), hold(path, "child"):
-        pass
+def test_a_child_that_leaves_the_block_spoils_nothing(tmp_path: Path) -> None:
+    process = FORK.Process(target=fork_inside, args=(tmp_path / "lock", tmp_path / "other"))
+    process.start()
+    process.join()
+    assert process.exitcode == 0
 
 
 def test_a_lock_without_a_readable_holder(tmp_path: Path) -> None:

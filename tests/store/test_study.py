@@ -229,6 +229,13 @@ def test_a_file_that_is_no_database(run: RunDir, tmp_path: Path) -> None:
     assert (tmp_path / "s.db").read_text() == "dear diary" * 500
 
 
+@pytest.mark.parametrize("name", ["s{SCHEMA_VERSION}.db", "{0}.db", "{.db", "ü %41 #.db"])
+def test_odd_names_of_files(run: RunDir, tmp_path: Path, name: str) -> None:
+    open_study(run, f"sqlite:///{tmp_path}/{name}", "s").ask()
+    assert (tmp_path / name).exists()
+    assert len(load_trials(run, f"sqlite:///{tmp_path}/{name}", "s")) == 1
+
+
 def test_a_folder_that_is_not_there(run: RunDir, tmp_path: Path) -> None:
     with pytest.raises(RunError, match="there is no folder"):
         open_study(run, f"sqlite:///{tmp_path}/none/s.db", "s")

@@ -3,7 +3,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from evolve.errors import RunError
@@ -27,6 +27,16 @@ def test_sqlite_paths_are_absolute(monkeypatch: pytest.MonkeyPatch, url: str, fi
     assert found.shown == url
     assert found.file == Path(file)
     assert found.real == f"sqlite:///{file}"
+
+
+@given(st.text(st.characters(exclude_characters="\0/?", exclude_categories=["Cs"]), min_size=1, max_size=12))
+def test_any_file_name_gets_through(name: str) -> None:
+    from sqlalchemy.engine import make_url
+
+    assume(name not in (".", "..", ":memory:") and "${" not in name)
+    found = resolve(f"sqlite:///{name}", Path("/base?%41"))
+    assert found.file == Path("/base?%41") / name
+    assert make_url(found.real).database == str(found.file)
 
 
 @pytest.mark.parametrize("url", ["sqlite://", "sqlite:///", "sqlite:///:memory:", "sqlite:study.db"])
