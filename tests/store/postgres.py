@@ -10,6 +10,7 @@ import pwd
 import shutil
 import subprocess
 import tempfile
+import time
 from pathlib import Path
 
 PASSWORD = "p@ss/w:rd{0}%41 ü"
@@ -63,13 +64,46 @@ def server() -> Path:
         "--no-instructions",
     )
     call(binaries / "initdb", "-D", data, f"--pwfile={secret}", *initdb)
-    options = (
-        f"-c listen_addresses='' -c unix_socket_directories='{folder}' -c fsync=off -c shared_buffers=16MB"
+    watcher = subprocess.Popen(
+        ["sh", "-c", _WATCHED, str(binaries / "postgres"), str(folder)],
+        cwd=folder,
+        user=owner.pw_uid if owner else None,
+        group=owner.pw_gid if owner else None,
+        extra_groups=[] if owner else None,
+        env={"PATH": os.environ["PATH"], "LC_ALL": "C.UTF-8"},
+        stdin=subprocess.PIPE,
+        start_new_session=True,
     )
-    log = folder / "log"
-    call(binaries / "pg_ctl", "-D", data, "-l", log, "-w", "-t", "60", "-o", options, "start")
-    atexit.register(call, binaries / "pg_ctl", "-D", data, "-m", "immediate", "-w", "stop")
+    atexit.register(watcher.communicate)
+    _wait(watcher, folder)
     return folder
+
+
+# The end of its standard input is our end, a killed one too: no server and no folder stays behind.
+_WATCHED = """
+"$0" -D "$1/data" -c listen_addresses= -c unix_socket_directories="$1" -c fsync=off -c shared_buffers=16MB \\
+    >"$1/log" 2>&1 </dev/null &
+server=$!
+read -r _
+kill -QUIT $server
+wait $server
+cd / && rm -rf "$1"
+"""
+
+
+def _wait(watcher: subprocess.Popen[bytes], folder: Path) -> None:
+    import psycopg2
+
+    deadline = time.monotonic() + 60
+    while True:
+        try:
+            psycopg2.connect(host=str(folder), user="evolve", password=PASSWORD, dbname="postgres").close()
+        except psycopg2.OperationalError as error:
+            if time.monotonic() > deadline or watcher.poll() is not None:
+                raise Unavailable(f"the server does not answer: {error}") from error
+            time.sleep(0.05)
+        else:
+            return
 
 
 def new_database() -> tuple[str, str]:
