@@ -14,6 +14,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from evolve.errors import CandidateError, UserError
+from evolve.stages.memo import Memo
 from evolve.types import Failed, FailureKind, Job, Outcome, Scored
 
 if TYPE_CHECKING:
@@ -35,6 +36,7 @@ class Evaluator:
     def __init__(self, spec: EvaluatorSpec) -> None:
         self._spec = spec
         self._parents: dict[str, Model] = {}
+        self._memo = Memo()
         self._scorer: Scorer | None = None
         self._engine: Engine | None = None
 
@@ -103,11 +105,13 @@ class Evaluator:
             return Failed(kind, message, log=traceback.format_exc())
 
     def _build(self, job: Job, clock: _Clock) -> Model:
-        """Return the candidate, its tensors timed as ``build`` although the engine pulls them."""
+        """Return the candidate; the engine pulls its tensors, and what it waits for them counts as ``build``."""
         from evolve.stages.pipeline import build
+        from evolve.weights.ahead import ahead
 
         with clock.phase("build"):
-            model = build(job.recipe, self._parents, seed=self._spec.seed)
+            model = build(job.recipe, self._parents, seed=self._spec.seed, memo=self._memo)
+            model = ahead(model, self._spec.threads)
 
         def timed(name: str) -> Tensor:
             with clock.phase("build"):
@@ -142,6 +146,7 @@ class Evaluator:
         """Give everything back."""
         self.reset()
         self._parents = {}
+        self._memo = Memo()
 
 
 class _Clock:

@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from evolve.config.values import StageBlock
+    from evolve.stages.memo import Memo
     from evolve.weights.model import Model
 
 
@@ -35,13 +36,14 @@ class Stage(Protocol):
         ...
 
     @staticmethod
-    def run(block: StageBlock, models: Mapping[str, Model], *, seed: int) -> Model:
+    def run(block: StageBlock, models: Mapping[str, Model], *, seed: int, memo: Memo | None = None) -> Model:
         """Return the output model of a block with all values fixed.
 
         Args:
             block: No ranges in it.
             models: Name to input model, at least those of ``inputs(block)``.
             seed: Used where the block has no seed of its own.
+            memo: Keeps what later candidates over the same models need again; None: nothing is kept.
 
         Raises:
             CandidateError: The recipe cannot be built.

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from evolve.config.values import StageBlock
     from evolve.stages.base import Stage
+    from evolve.stages.memo import Memo
     from evolve.types import Recipe
     from evolve.weights.model import Model
 
@@ -63,7 +64,7 @@ def check(stages: Sequence[tuple[str, StageBlock]], models: Mapping[str, Model])
     return found
 
 
-def build(recipe: Recipe, parents: Mapping[str, Model], *, seed: int = 0) -> Model:
+def build(recipe: Recipe, parents: Mapping[str, Model], *, seed: int = 0, memo: Memo | None = None) -> Model:
     """Return the model that ``recipe`` describes. Its tensors are computed when they are read.
 
     A recipe without stages is its one model. A tensor with a NaN or infinite value raises when it is read.
@@ -72,6 +73,7 @@ def build(recipe: Recipe, parents: Mapping[str, Model], *, seed: int = 0) -> Mod
         recipe: All values fixed.
         parents: Name to model, at least those that the recipe names.
         seed: For stages whose block has none.
+        memo: Keeps what the next candidates over the same parents need again; None: nothing is kept.
 
     Raises:
         CandidateError: ``invalid_recipe`` here; ``non_finite`` and what a stage raises, from ``tensor()``.
@@ -97,7 +99,7 @@ def build(recipe: Recipe, parents: Mapping[str, Model], *, seed: int = 0) -> Mod
             known[output] = known[_starts_from(step)]
             continue
         inputs = {name: known[name] for name in step.inputs}
-        known[output] = _guard(step.stage.run(step.block, inputs, seed=seed), step.place, used)
+        known[output] = _guard(step.stage.run(step.block, inputs, seed=seed, memo=memo), step.place, used)
     result = known[output]
     # A last stage that is off hands a parent through, which nothing has guarded yet.
     return _guard(result, output, used) if any(result is parent for parent in used.values()) else result
@@ -201,36 +203,27 @@ def _guard(model: Model, maker: str, parents: Mapping[str, Model]) -> Model:
     """Return ``model`` with a check on every tensor that is read."""
 
     def tensor(name: str) -> Tensor:
+        from evolve.tensors.fused import all_finite
+
         value = model.tensor(name)
-        if not _finite(value):
+        if not all_finite(value):
             raise CandidateError("non_finite", _blame(name, value, maker.lstrip("\0"), parents))
         return value
 
     return replace(model, tensor=tensor)
 
 
-def _finite(tensor: Tensor) -> bool:
-    import torch
-
-    if not tensor.is_floating_point():
-        return True
-    if tensor.dtype.itemsize == 1:  # float8 has no arithmetic.
-        tensor = tensor.float()
-    # One pass without a mask in memory: a NaN or an infinity survives the sum. Finite values may overflow it.
-    if bool(torch.isfinite(tensor.sum())):
-        return True
-    return bool(torch.isfinite(tensor).all())
-
-
 def _blame(name: str, tensor: Tensor, maker: str, parents: Mapping[str, Model]) -> str:
     import torch
+
+    from evolve.tensors.fused import all_finite
 
     bad = int((~torch.isfinite(tensor.float())).sum())
     what = f"tensor {name}: {bad} of {tensor.numel()} values are NaN or infinite"
     guilty = [
         repr(parent)
         for parent, model in parents.items()
-        if name in model.specs and not _finite(model.tensor(name))
+        if name in model.specs and not all_finite(model.tensor(name))
     ]
     if guilty:
         return f"{what}; so are values of this tensor in model {', '.join(guilty)} itself: replace that model"

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from evolve.tensors.blocks import BLOCK, Floats, blocks, shared
+from evolve.tensors.random import words
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -80,14 +81,13 @@ def _magnitude(values: Floats) -> float:
 def drop_(delta: Tensor, density: float, seed: int, *, rescale: bool = True) -> Tensor:
     """Keep each element with probability ``density``, in place (DARE; Yu et al. 2024, arXiv:2311.03099).
 
-    The randomness is the counter-based generator Philox-4x64 under the key ``seed``: element ``i`` stays if
-    the ``i``-th 32-bit word of its output (low halves first) is below ``density * 2**32``. So it depends on
-    the seed and on the element's place alone.
+    Element ``i`` stays if its word of :mod:`evolve.tensors.random` is below ``density * 2**32``. So it depends
+    on the seed and on the element's place alone.
 
     Args:
         delta: float32, contiguous.
         density: Probability to stay.
-        seed: From 0 to 2**128 - 1.
+        seed: From 0 to 2**64 - 1.
         rescale: Divide what stays by the probability, which keeps the expectation.
     """
     values = shared(delta)
@@ -97,11 +97,9 @@ def drop_(delta: Tensor, density: float, seed: int, *, rescale: bool = True) -> 
     if limit == 0:
         return delta.zero_()
     factor = np.float32(_STEPS / limit)
-    generator = np.random.Philox(key=seed)
     for part in blocks(values.size):
         block = values[part]
-        words = generator.random_raw((block.size + 1) // 2).astype("<u8", copy=False).view("<u4")
-        np.multiply(block, words[: block.size] < np.uint32(limit), out=block)
+        np.multiply(block, words(seed, part.start, block.size) < np.uint32(limit), out=block)
         if rescale:
             block *= factor
     return delta

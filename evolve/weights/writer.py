@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from evolve.errors import CandidateError, UserError
+from evolve.weights.ahead import ahead
 from evolve.weights.files import CONFIG, INDEX, WEIGHTS, side_files
 from evolve.weights.header import itemsize, make_header, nbytes
 
@@ -28,6 +29,7 @@ _PARTIAL = ".partial"
 _SLACK = 16 << 20
 # Linux writes at most 2 GiB at once.
 _CHUNK = 1 << 30
+_THREADS = min(2, os.cpu_count() or 1)
 
 
 def write_model(
@@ -59,7 +61,7 @@ def write_model(
         out.parent.mkdir(parents=True, exist_ok=True)
         _require_space(model, out.parent)
         with _partial_folder(out) as folder:
-            _write_weights(model, folder, shard_bytes)
+            _write_weights(ahead(model, _THREADS), folder, shard_bytes)
             _write_side_files(model, folder, extra)
             # Last, so that a folder without it is not finished.
             _write_text(folder / CONFIG, json.dumps(_config(model), indent=2, sort_keys=True) + "\n")

@@ -14,8 +14,10 @@ from pydantic import Field
 from evolve.config.values import SearchNumber, StageBlock
 from evolve.errors import CandidateError
 from evolve.registry import Registry
+
 from evolve.stages import pipeline
 from evolve.stages.pipeline import build, check
+from evolve.tensors.fused import all_finite
 from evolve.types import Recipe
 from evolve.weights.model import Model, TensorSpec
 from evolve.weights.reader import open_model
@@ -42,7 +44,7 @@ class Sum:
         return [("times", "13 is unlucky")] if block.times == 13 else []
 
     @staticmethod
-    def run(block: SumBlock, models: Any, *, seed: int) -> Model:
+    def run(block: SumBlock, models: Any, *, seed: int, memo: Any = None) -> Model:
         noise = block.seed if block.seed is not None else seed
         inputs = list(models.values())
         return replace(
@@ -69,7 +71,7 @@ class Add:
         return []
 
     @staticmethod
-    def run(block: AddBlock, models: Any, *, seed: int) -> Model:
+    def run(block: AddBlock, models: Any, *, seed: int, memo: Any = None) -> Model:
         model = models[block.model]
         return replace(model, tensor=lambda name: model.tensor(name) + block.amount)
 
@@ -292,14 +294,14 @@ def test_an_overflow_names_the_stage():
 def test_every_kind_of_bad_value_in_every_float_type(dtype, poison):
     tensor = torch.randn(50)
     tensor[17] = poison
-    assert not pipeline._finite(tensor.to(dtype))
+    assert not all_finite(tensor.to(dtype))
     tensor[17], tensor[18] = float("inf"), float("-inf")
-    assert not pipeline._finite(tensor.to(dtype))
+    assert not all_finite(tensor.to(dtype))
 
 
 def test_finite_values_whose_sum_overflows_are_fine():
-    assert pipeline._finite(torch.full((100,), 3e38))
-    assert pipeline._finite(torch.full((100,), 60000.0, dtype=torch.float16))
-    assert pipeline._finite(torch.full((1000,), 3e38, dtype=torch.bfloat16))
-    assert pipeline._finite(torch.tensor([2**62, 2**62]))
-    assert pipeline._finite(torch.empty(0))
+    assert all_finite(torch.full((100,), 3e38))
+    assert all_finite(torch.full((100,), 60000.0, dtype=torch.float16))
+    assert all_finite(torch.full((1000,), 3e38, dtype=torch.bfloat16))
+    assert all_finite(torch.tensor([2**62, 2**62]))
+    assert all_finite(torch.empty(0))

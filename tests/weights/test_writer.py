@@ -229,7 +229,7 @@ def test_a_tensor_that_is_not_what_the_specs_say(llama, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_one_tensor_in_memory_at_a_time(tmp_path):
+def test_a_few_tensors_in_memory_at_a_time(tmp_path):
     count, shape = 40, (512, 512)
     specs = {f"w{number}": TensorSpec(shape, "float32") for number in range(count)}
     alive = []

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
+    import torch
     from torch import Tensor
 
 
@@ -39,17 +40,25 @@ class Param:
     doc: str = ""
 
 
+def _not_kept(_kind: str, _index: int, compute: Callable[[], Any]) -> Any:
+    return compute()
+
+
 @dataclass(frozen=True)
 class Inputs:
     """One tensor of every model, ready to merge.
 
     Attributes:
         name: The tensor's name.
-        tensors: One per model without the base, in the order of the config; all of one shape, float32.
-        base: The base model's tensor, float32, or None for a method without a base.
+        tensors: One per model without the base, in the order of the config; all of one shape, float32, or as
+            they are stored if the method says ``stored``.
+        base: The base model's tensor, of such a type, or None for a method without a base.
         per_model: For each of ``tensors`` the values of the per-model parameters.
         shared: Values of the global parameters.
         seeds: For each of ``tensors`` a seed that depends on (seed, model, tensor name) alone.
+        dtype: Type of the result for a method that says ``stored``; None: float32.
+        remember: ``remember(kind, index, compute)`` returns what ``compute()`` gives, kept from an earlier
+            candidate if it can be: for values that depend on model ``index`` and the base alone.
     """
 
     name: str
@@ -58,6 +67,15 @@ class Inputs:
     per_model: tuple[Mapping[str, float], ...]
     shared: Mapping[str, float]
     seeds: tuple[int, ...]
+    dtype: torch.dtype | None = None
+    remember: Callable[[str, int, Callable[[], Any]], Any] = _not_kept
+
+    @property
+    def out(self) -> torch.dtype:
+        """Type of the result."""
+        import torch
+
+        return torch.float32 if self.dtype is None else self.dtype
 
 
 class MergeMethod(ABC):
@@ -74,13 +92,15 @@ class MergeMethod(ABC):
     """Parameters that each model may have a value of its own for."""
     shared: ClassVar[tuple[Param, ...]] = ()
     """Parameters of the whole merge."""
+    stored: ClassVar[bool] = False
+    """Whether ``merge`` takes tensors in their stored types and returns ``inputs.dtype``, in one fused pass."""
     ignored: ClassVar[tuple[str, ...]] = ("int8_mask",)
     """Keys of mergekit that are accepted and have no effect: they save it memory, or it ignores them too."""
 
     @staticmethod
     @abstractmethod
     def merge(inputs: Inputs) -> Tensor:
-        """Return the merged tensor: float32, the shape of the inputs, own storage.
+        """Return the merged tensor: the shape of the inputs, own storage, float32 (or see ``stored``).
 
         Raises:
             CandidateError: The values have no meaning together, such as weights that sum to zero.

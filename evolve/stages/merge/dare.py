@@ -9,16 +9,18 @@ from evolve.stages.merge.sums import (
     DENSITY,
     LAMBDA,
     WEIGHT,
-    add_agreed_to_base,
-    add_to_base,
+    add_agreed_terms,
+    add_terms,
     column,
     normalize,
     rescale,
-    task_vectors,
+    terms,
 )
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from evolve.tensors.fused import Term
 
 _PAPER = "Yu et al. 2024, Language models are super Mario, arXiv:2311.03099"
 _SHARED = (normalize(False), rescale(True, "Divide what stays by the density."), LAMBDA)
@@ -33,11 +35,12 @@ class DareLinear(MergeMethod):
     models = (1, None)
     per_model = (WEIGHT, DENSITY)
     shared = _SHARED
+    stored = True
 
     @staticmethod
     def merge(inputs: Inputs) -> Tensor:
         """Return base + lambda * sum of weight * thinned task vector."""
-        return add_to_base(inputs, _thinned(inputs))
+        return add_terms(inputs, _thinned(inputs))
 
 
 class DareTies(MergeMethod):
@@ -49,17 +52,19 @@ class DareTies(MergeMethod):
     models = (1, None)
     per_model = (WEIGHT, DENSITY)
     shared = _SHARED
+    stored = True
 
     @staticmethod
     def merge(inputs: Inputs) -> Tensor:
         """Return base + lambda * sum of those weighted thinned task vectors that have the elected sign."""
-        return add_agreed_to_base(inputs, _thinned(inputs))
+        return add_agreed_terms(inputs, _thinned(inputs))
 
 
-def _thinned(inputs: Inputs) -> list[Tensor]:
-    from evolve.tensors.sparsify import drop_
+def _thinned(inputs: Inputs) -> list[Term]:
+    from evolve.tensors.fused import chance
 
-    deltas = task_vectors(inputs)
-    for delta, density, seed in zip(deltas, column(inputs, "density"), inputs.seeds, strict=True):
-        drop_(delta, density, seed, rescale=bool(inputs.shared["rescale"]))
-    return deltas
+    dropped = [
+        chance(density, seed, rescale=bool(inputs.shared["rescale"]))
+        for density, seed in zip(column(inputs, "density"), inputs.seeds, strict=True)
+    ]
+    return terms(inputs, dropped)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from evolve.stages.merge.base import Inputs, MergeMethod
-from evolve.stages.merge.sums import WEIGHT, column, normalize, total
+from evolve.stages.merge.sums import WEIGHT, column, normalize, terms, total
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -20,12 +20,13 @@ class Linear(MergeMethod):
     models = (1, None)
     per_model = (WEIGHT,)
     shared = (normalize(True),)
+    stored = True
 
     @staticmethod
     def merge(inputs: Inputs) -> Tensor:
         """Return the average."""
-        from evolve.tensors.interpolate import weighted_sum
+        from evolve.tensors.fused import merge
 
-        weights = column(inputs, "weight")
-        divisor = total(inputs, weights) if inputs.shared["normalize"] else 1.0
-        return weighted_sum(inputs.tensors, weights, divisor=divisor)
+        divisor = total(inputs, column(inputs, "weight")) if inputs.shared["normalize"] else 1.0
+        # Not through Inputs.base: whole models are added, not task vectors.
+        return merge(None, terms(inputs), dtype=inputs.out, divisor=divisor)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from typing import TYPE_CHECKING, NamedTuple
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from evolve.errors import CandidateError
 from evolve.registry import MERGE_METHODS
@@ -13,12 +14,14 @@ from evolve.stages.merge.layers import depths
 from evolve.stages.merge.values import choose
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
+    import torch
     from torch import Tensor
 
     from evolve.config.values import Parameter
     from evolve.stages.merge.base import Param
+    from evolve.stages.memo import Memo
     from evolve.stages.merge.block import MergeBlock
     from evolve.weights.model import Model
 
@@ -37,12 +40,19 @@ class Plan:
     """Computes any tensor of a merge, in any order and from any thread."""
 
     def __init__(
-        self, block: MergeBlock, models: Mapping[str, Model], *, seed: int, types: Mapping[str, str]
+        self,
+        block: MergeBlock,
+        models: Mapping[str, Model],
+        *,
+        seed: int,
+        types: Mapping[str, str],
+        memo: Memo | None = None,
     ) -> None:
         self._block = block
         self._models = models
         self._seed = seed
         self._types = types
+        self._memo = memo
         self._method = MERGE_METHODS.load(block.merge_method)
         self._names = tuple(entry.model for entry in block.others)
         self._base = None if self._method.base == "none" else block.base_model
@@ -76,9 +86,12 @@ class Plan:
         """
         import torch
 
+        from evolve.tensors.fused import all_finite
+
         if not merged(self._types[name]):
             return self._copied(name)
         values = self._values[name]
+        dtype: torch.dtype = getattr(torch, self._types[name])
         inputs = Inputs(
             name=name,
             tensors=tuple(self._read(model, name) for model in self._names),
@@ -86,18 +99,30 @@ class Plan:
             per_model=values.per_model,
             shared=values.shared,
             seeds=tuple(tensor_seed(self._seed, model, name) for model in self._names),
+            dtype=dtype,
+            remember=self._remember(name),
         )
         result = self._method.merge(inputs)
-        dtype: torch.dtype = getattr(torch, self._types[name])
         out = result.to(dtype)
-        if not _finite(out):
-            raise CandidateError("non_finite", self._blame(inputs, result))
+        if not all_finite(out):
+            raise CandidateError("non_finite", self._blame(inputs))
         return out
 
     def _read(self, model: str, name: str) -> Tensor:
         import torch
 
-        return self._models[model].tensor(name).to(torch.float32)
+        tensor = self._models[model].tensor(name)
+        # float64 has no fused pass, and merging is done in float32 anyway.
+        return tensor if self._method.stored and tensor.dtype != torch.float64 else tensor.to(torch.float32)
+
+    def _remember(self, tensor: str) -> Callable[[str, int, Callable[[], Any]], Any]:
+        def remember(kind: str, index: int, compute: Callable[[], Any]) -> Any:
+            if self._memo is None:
+                return compute()
+            names = [self._names[index]] + ([] if self._base is None else [self._base])
+            return self._memo.get((kind, tensor), tuple(self._models[name] for name in names), compute)
+
+        return remember
 
     def _copied(self, name: str) -> Tensor:
         import torch
@@ -111,14 +136,18 @@ class Plan:
                 raise CandidateError("build", message)
         return reference
 
-    def _blame(self, inputs: Inputs, result: Tensor) -> str:
+    def _blame(self, inputs: Inputs) -> str:
         read = dict(zip(self._names, inputs.tensors, strict=True))
         if inputs.base is not None and self._base is not None:
             read[self._base] = inputs.base
+        import torch
+
+        from evolve.tensors.fused import all_finite
+
         for model, tensor in read.items():
-            if not _finite(tensor):
+            if not all_finite(tensor):
                 return f"{inputs.name}: model {model!r} has NaN or infinite weights"
-        if _finite(result):
+        if all_finite(self._method.merge(replace(inputs, dtype=torch.float32))):
             return f"{inputs.name}: a value is too large for {self._types[inputs.name]}; set dtype: bfloat16"
         return f"{inputs.name}: the merge gives NaN or infinity; the weights are too large"
 
@@ -128,12 +157,3 @@ def _value(param: Param, sources: list[Parameter | None], tensor: str, t: float)
     if value is None:
         raise CandidateError("invalid_recipe", f"{tensor}: no value for the parameter {param.name}")
     return value
-
-
-def _finite(tensor: Tensor) -> bool:
-    import torch
-
-    if tensor.numel() == 0:
-        return True
-    low, high = torch.aminmax(tensor)
-    return bool(torch.isfinite(low)) and bool(torch.isfinite(high))

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from evolve.config.values import StageBlock
+    from evolve.stages.memo import Memo
 
 
 class MergeStage:
@@ -49,7 +50,7 @@ class MergeStage:
         return [*found, *filter_problems(merge, reference), *missing_values(merge, reference)]
 
     @staticmethod
-    def run(block: StageBlock, models: Mapping[str, Model], *, seed: int) -> Model:
+    def run(block: StageBlock, models: Mapping[str, Model], *, seed: int, memo: Memo | None = None) -> Model:
         """Return the merged model; its tensors are computed when they are asked for."""
         merge = cast("MergeBlock", block)
         inputs = {name: models[name] for name in MergeStage.inputs(merge)}
@@ -62,7 +63,8 @@ class MergeStage:
             message = f"tokenizer_source {merge.tokenizer_source!r} is not one of the merged models"
             raise CandidateError("invalid_recipe", message)
         types = output_types(merge, inputs)
-        plan = Plan(merge, inputs, seed=seed if merge.seed is None else merge.seed, types=types)
+        seed = seed if merge.seed is None else merge.seed
+        plan = Plan(merge, inputs, seed=seed, types=types, memo=memo)
         return Model(
             config=output_config(reference, types),
             specs={name: TensorSpec(spec.shape, types[name]) for name, spec in reference.specs.items()},

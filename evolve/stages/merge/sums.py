@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from evolve.errors import CandidateError
 from evolve.stages.merge.base import Param
@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from evolve.stages.merge.base import Inputs
+    from evolve.tensors.fused import Keep, Term
 
 WEIGHT = Param("weight", None, suggest=(0.0, 1.0), doc="Share of the model, or factor of its task vector.")
 DENSITY = Param(
@@ -75,10 +76,49 @@ def add_agreed_to_base(inputs: Inputs, deltas: Sequence[Tensor]) -> Tensor:
     return weighted_sum([agreed], [inputs.shared["lambda"]], start=inputs.base)
 
 
+def start(inputs: Inputs) -> Tensor:
+    """Return the base, which must be there."""
+    if inputs.base is None:
+        raise CandidateError("invalid_recipe", f"{inputs.name}: task vectors need a base_model")
+    return inputs.base
+
+
+def terms(inputs: Inputs, kept: Sequence[tuple[Keep, float]] | None = None) -> list[Term]:
+    """Return each model with its ``weight``, for a method whose tensors are ``stored``.
+
+    Args:
+        inputs: The models.
+        kept: For each, what stays of its task vector, and a factor of that; None: everything.
+    """
+    from evolve.tensors.fused import Everything, Term
+
+    rules = kept or [(Everything(), 1.0)] * len(inputs.tensors)
+    return [
+        Term(tensor, weight, keep, scale)
+        for tensor, weight, (keep, scale) in zip(inputs.tensors, column(inputs, "weight"), rules, strict=True)
+    ]
+
+
+def add_terms(inputs: Inputs, terms: Sequence[Term]) -> Tensor:
+    """Return ``base + lambda * sum(terms)``; with ``normalize`` the weights are made to sum to 1."""
+    from evolve.tensors.fused import merge
+
+    weights = column(inputs, "weight")
+    divisor = total(inputs, weights) if inputs.shared["normalize"] and any(weights) else 1.0
+    return merge(start(inputs), terms, dtype=inputs.out, divisor=divisor, factor=inputs.shared["lambda"])
+
+
+def add_agreed_terms(inputs: Inputs, terms: Sequence[Term]) -> Tensor:
+    """Return ``base + lambda * d``, where d sums up the terms that have the elected sign."""
+    from evolve.tensors.fused import merge
+
+    elect: Literal["sum", "mean"] = "mean" if inputs.shared["normalize"] else "sum"
+    return merge(start(inputs), terms, dtype=inputs.out, elect=elect, factor=inputs.shared["lambda"])
+
+
 def task_vectors(inputs: Inputs) -> list[Tensor]:
     """Return each model minus the base: new tensors, which the caller may change."""
     from evolve.tensors.interpolate import difference
 
-    if inputs.base is None:
-        raise CandidateError("invalid_recipe", f"{inputs.name}: task vectors need a base_model")
-    return [difference(tensor, inputs.base) for tensor in inputs.tensors]
+    base = start(inputs)
+    return [difference(tensor, base) for tensor in inputs.tensors]

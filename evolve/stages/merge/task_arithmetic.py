@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from evolve.stages.merge.base import Inputs, MergeMethod
-from evolve.stages.merge.sums import LAMBDA, WEIGHT, add_to_base, normalize, task_vectors
+from evolve.stages.merge.sums import LAMBDA, WEIGHT, add_terms, normalize, terms
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -20,9 +20,10 @@ class TaskArithmetic(MergeMethod):
     models = (1, None)
     per_model = (WEIGHT,)
     shared = (normalize(False), LAMBDA)
+    stored = True
     ignored = ("int8_mask", "density", "rescale")
 
     @staticmethod
     def merge(inputs: Inputs) -> Tensor:
         """Return base + lambda * sum of weight * (model - base)."""
-        return add_to_base(inputs, task_vectors(inputs))
+        return add_terms(inputs, terms(inputs))

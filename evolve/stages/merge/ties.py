@@ -9,15 +9,18 @@ from evolve.stages.merge.sums import (
     DENSITY,
     LAMBDA,
     WEIGHT,
-    add_agreed_to_base,
+    add_agreed_terms,
     column,
     normalize,
     rescale,
-    task_vectors,
+    start,
+    terms,
 )
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from evolve.tensors.fused import Keep
 
 
 class Ties(MergeMethod):
@@ -29,13 +32,32 @@ class Ties(MergeMethod):
     models = (1, None)
     per_model = (WEIGHT, DENSITY)
     shared = (normalize(True), rescale(False, "Restore the sum of magnitudes after trimming."), LAMBDA)
+    stored = True
 
     @staticmethod
     def merge(inputs: Inputs) -> Tensor:
         """Return base + lambda * disjoint mean of the trimmed task vectors."""
-        from evolve.tensors.sparsify import trim_
+        trimmed = [
+            _trimmed(inputs, index, density) for index, density in enumerate(column(inputs, "density"))
+        ]
+        return add_agreed_terms(inputs, terms(inputs, trimmed))
 
-        deltas = task_vectors(inputs)
-        for delta, density in zip(deltas, column(inputs, "density"), strict=True):
-            trim_(delta, density, rescale=bool(inputs.shared["rescale"]))
-        return add_agreed_to_base(inputs, deltas)
+
+def _trimmed(inputs: Inputs, index: int, density: float) -> tuple[Keep, float]:
+    """Return what stays of one task vector, and the factor that makes up for the rest."""
+    from evolve.tensors.fused import Everything
+    from evolve.tensors.selection import kept_share, selection
+    from evolve.tensors.sparsify import kept
+
+    tensor, base = inputs.tensors[index], start(inputs)
+    count = kept(tensor.numel(), density)
+    if count == tensor.numel():
+        return Everything(), 1.0
+    if count == 0:
+        return Everything(), 0.0
+    table = inputs.remember("selection", index, lambda: selection(tensor, base))
+    keep = table.largest(count, tensor, base)
+    if not inputs.shared["rescale"]:
+        return keep, 1.0
+    share = kept_share(keep, tensor, base)
+    return keep, 1.0 / share if share else 1.0

@@ -1,0 +1,70 @@
+"""What of a merge does not change between the candidates of a search, kept within a bound."""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from evolve.weights.model import Model
+
+
+class Sized(Protocol):
+    """Something that knows its size."""
+
+    @property
+    def nbytes(self) -> int:
+        """Memory that it takes."""
+        ...
+
+
+T = TypeVar("T", bound=Sized)
+
+DEFAULT_BYTES = 1 << 30
+
+
+class Memo:
+    """Values computed from tensors of models, as long as those models live. Safe from any number of threads.
+
+    A search goes over the same tensors in the same order again and again. Under such an order, throwing out the
+    oldest would throw out what is needed next, so once the bound is reached nothing more is kept instead.
+    """
+
+    def __init__(self, limit: int = DEFAULT_BYTES) -> None:
+        """Keep at most ``limit`` bytes."""
+        self._limit = limit
+        self._found: dict[tuple[Any, ...], Any] = {}
+        self._watched: dict[int, weakref.ref[Model]] = {}
+        self._lock = threading.RLock()
+        self.nbytes = 0
+
+    def get(self, key: tuple[str, ...], models: tuple[Model, ...], compute: Callable[[], T]) -> T:
+        """Return the value for ``key`` and ``models``, computed now if it is not kept."""
+        full = (*key, *map(id, models))
+        with self._lock:
+            if full in self._found:
+                found: T = self._found[full]
+                return found
+        value = compute()
+        with self._lock:
+            if full not in self._found and self.nbytes + value.nbytes <= self._limit:
+                for model in models:
+                    self._watch(model)
+                self._found[full] = value
+                self.nbytes += value.nbytes
+        return value
+
+    def _watch(self, model: Model) -> None:
+        """Forget what belongs to a model when it dies: another could get its id."""
+        number = id(model)
+        if number not in self._watched:
+            self._watched[number] = weakref.ref(model, lambda _: self._forget(number))
+
+    def _forget(self, number: int) -> None:
+        with self._lock:
+            self._watched.pop(number, None)
+            for key in [key for key in self._found if number in key]:
+                self.nbytes -= self._found.pop(key).nbytes

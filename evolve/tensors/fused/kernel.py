@@ -1,0 +1,184 @@
+"""The compiled pass. Imported on first use, since numba takes a second to import."""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import carray, njit
+
+from evolve.tensors.fused.machine import bits, narrowed, pointer, widened
+
+BLOCK = 1024  # elements; all buffers of a block stay in the first-level cache
+LANES = BLOCK // 4  # a counter of the generator gives four words
+EVERYTHING, MAGNITUDE, CHANCE, RANKED = range(4)
+NO_SUM, SUM, MEAN = range(3)
+
+_FIRST, _SECOND = np.uint64(0xD2511F53), np.uint64(0xCD9E8D57)
+_WEYL_0, _WEYL_1 = np.uint64(0x9E3779B9), np.uint64(0xBB67AE85)
+_LOW = np.uint64(0xFFFFFFFF)
+_32 = np.uint64(32)
+_MAGNITUDE_BITS = np.int32(0x7FFFFFFF)
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
+def random_block(seed, number, out):  # type: ignore[no-untyped-def]
+    """Fill ``out`` (uint32, BLOCK) with the words of one block: Philox-4x32 with ten rounds.
+
+    Word ``j`` of counter ``number * LANES + i`` goes to ``out[j * LANES + i]``.
+    """
+    for lane in range(LANES):
+        counter = np.uint64(number) * np.uint64(LANES) + np.uint64(lane)
+        c0, c1 = counter & _LOW, counter >> _32
+        c2 = np.uint64(0)
+        c3 = np.uint64(0)
+        k0, k1 = np.uint64(seed) & _LOW, np.uint64(seed) >> _32
+        for _ in range(10):
+            first, second = c0 * _FIRST, c2 * _SECOND
+            c0, c2 = (second >> _32) ^ c1 ^ k0, (first >> _32) ^ c3 ^ k1
+            c1, c3 = second & _LOW, first & _LOW
+            k0, k1 = (k0 + _WEYL_0) & _LOW, (k1 + _WEYL_1) & _LOW
+        out[lane] = np.uint32(c0)
+        out[LANES + lane] = np.uint32(c1)
+        out[2 * LANES + lane] = np.uint32(c2)
+        out[3 * LANES + lane] = np.uint32(c3)
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
+def _keep_large(delta, threshold, left):  # type: ignore[no-untyped-def]
+    """Zero the entries below the threshold and the ties after the first ``left``; return how many are left."""
+    equal = np.int32(0)
+    for i in range(delta.size):
+        equal += np.int32((bits(delta[i]) & _MAGNITUDE_BITS) == threshold)
+    if equal <= left:
+        for i in range(delta.size):
+            stays = (bits(delta[i]) & _MAGNITUDE_BITS) >= threshold
+            delta[i] *= np.float32(1) if stays else np.float32(0)
+        return left - equal
+    if left == 0:
+        for i in range(delta.size):
+            stays = (bits(delta[i]) & _MAGNITUDE_BITS) > threshold
+            delta[i] *= np.float32(1) if stays else np.float32(0)
+        return left
+    for i in range(delta.size):
+        size = bits(delta[i]) & _MAGNITUDE_BITS
+        tie = size == threshold and left > 0
+        left -= np.int64(tie)
+        if size < threshold or (size == threshold and not tie):
+            delta[i] *= np.float32(0)
+    return left
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
+def _keep_ranked(delta, words, ranks, lowest, step, rescale):  # type: ignore[no-untyped-def]
+    for i in range(delta.size):
+        chance = min(max(lowest + step * np.float64(ranks[i]), 0.0), 1.0)
+        stays = np.float64(words[i]) < chance * 4294967296.0
+        factor = np.float32(1.0 / chance) if rescale and stays else np.float32(1)
+        delta[i] *= factor if stays else np.float32(0)
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
+def _elect(terms, weights, mean, total, sign, divisor):  # type: ignore[no-untyped-def]
+    """Turn ``total``, the sum of all terms, into the sum or weighted mean of the terms of the same sign."""
+    size = total.size
+    for i in range(size):
+        sign[i] = np.float32(1) if total[i] >= 0 else np.float32(-1)
+        total[i] = 0
+        divisor[i] = 0
+    for k in range(terms.shape[0]):
+        term, share = terms[k, :size], abs(weights[k])
+        for i in range(size):
+            agreeing = term[i] * sign[i]
+            # Not max(): a NaN must come through.
+            agreeing = np.float32(0) if agreeing <= 0 else agreeing
+            total[i] += agreeing
+            divisor[i] += share if agreeing > 0 else np.float32(0)
+    if mean:
+        for i in range(size):
+            total[i] /= np.float32(1) if divisor[i] == 0 else divisor[i]
+    for i in range(size):
+        total[i] *= sign[i]
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
+def fused(  # type: ignore[no-untyped-def]  # noqa: PLR0913  one call for a whole tensor: a call a block costs more
+    base,
+    has_base,
+    addresses,
+    weights,
+    scales,
+    modes,
+    thresholds,
+    ties,
+    seeds,
+    limits,
+    ranks,
+    ranked,
+    elect,
+    divisor,
+    factor,
+    out,
+):
+    """Write ``base + factor * sum / divisor`` to ``out``; see :func:`evolve.tensors.fused.merge`."""
+    count, size = addresses.size, out.size
+    left = ties.copy()
+    start = np.zeros(BLOCK, np.float32)
+    total = np.empty(BLOCK, np.float32)
+    sign = np.empty(BLOCK, np.float32)
+    shares = np.empty(BLOCK, np.float32)
+    words = np.empty(BLOCK, np.uint32)
+    rows = count if elect != NO_SUM else 1
+    terms = np.empty((rows, BLOCK), np.float32)
+    for number in range((size + BLOCK - 1) // BLOCK):
+        low = number * BLOCK
+        length = min(BLOCK, size - low)
+        if has_base:
+            origin = base[low : low + length]
+            for i in range(length):
+                start[i] = widened(origin[i])
+        for k in range(count):
+            source = carray(pointer(addresses[k]), (size,), base.dtype)[low : low + length]
+            delta = terms[k if elect != NO_SUM else 0, :length]
+            for i in range(length):
+                delta[i] = widened(source[i]) - start[i]
+            mode = modes[k]
+            if mode == MAGNITUDE:
+                left[k] = _keep_large(delta, np.int32(thresholds[k]), left[k])
+            elif mode != EVERYTHING:
+                random_block(seeds[k], number, words)
+                if mode == CHANCE:
+                    limit = limits[k]
+                    for i in range(length):
+                        delta[i] *= np.float32(1) if np.uint64(words[i]) < limit else np.float32(0)
+                else:
+                    row = carray(pointer(ranks[k]), (size,), np.uint16)[low : low + length]
+                    lowest, step, rescale = ranked[k, 0], ranked[k, 1], ranked[k, 2] != 0
+                    _keep_ranked(delta, words, row, lowest, step, rescale)
+            scale, weight = scales[k], weights[k]
+            if k == 0:
+                for i in range(length):
+                    delta[i] = total[i] = (delta[i] * scale) * weight
+            else:
+                for i in range(length):
+                    term = (delta[i] * scale) * weight
+                    delta[i] = term
+                    total[i] += term
+        if elect != NO_SUM:
+            _elect(terms, weights, elect == MEAN, total[:length], sign[:length], shares[:length])
+        target = out[low : low + length]
+        for i in range(length):
+            value = (total[i] / divisor) * factor + start[i]
+            target[i] = narrowed(value, target[i])
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
+def no_full_exponent(words, mask):  # type: ignore[no-untyped-def]
+    """Return whether no word has all bits of ``mask`` set."""
+    full = words.dtype.type(mask)
+    for low in range(0, words.size, 8192):
+        part = words[low : low + 8192]
+        found = np.int32(0)
+        for i in range(part.size):
+            found |= np.int32((part[i] & full) == full)
+        if found:
+            return False
+    return True

@@ -1,0 +1,51 @@
+"""Computing a model's tensors before they are asked for."""
+
+from __future__ import annotations
+
+import threading
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from evolve.weights.model import Model
+
+
+def ahead(model: Model, threads: int) -> Model:
+    """Return the same model, whose next tensors are computed by threads while one is used.
+
+    Each time a tensor is asked for, those that follow it in ``specs`` are begun, one for each thread: so much
+    more memory it takes. Whoever reads in another order gets the same tensors, only later.
+
+    Args:
+        model: Its ``tensor`` must be safe to call from threads.
+        threads: One leaves the model as it is.
+    """
+    return model if threads <= 1 else replace(model, tensor=_Ahead(model, threads))
+
+
+class _Ahead:
+    def __init__(self, model: Model, threads: int) -> None:
+        self._model = model
+        self._names = list(model.specs)
+        self._place = {name: number for number, name in enumerate(self._names)}
+        self._window = threads
+        self._pool = ThreadPoolExecutor(threads, "evolve-tensor")
+        self._begun: dict[str, Future[Tensor]] = {}
+        self._lock = threading.Lock()
+
+    def __call__(self, name: str) -> Tensor:
+        with self._lock:
+            wanted = self._begun.pop(name, None)
+            place = self._place.get(name, len(self._names))
+            coming = self._names[place : place + 1 + self._window]
+            for other in [other for other in self._begun if other not in coming]:
+                self._begun.pop(other).cancel()
+            if wanted is None and name in self._place:
+                wanted = self._pool.submit(self._model.tensor, name)
+            for other in coming[1:]:
+                if other not in self._begun:
+                    self._begun[other] = self._pool.submit(self._model.tensor, other)
+        return self._model.tensor(name) if wanted is None else wanted.result()
