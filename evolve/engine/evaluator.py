@@ -105,7 +105,7 @@ class Evaluator:
             return Failed(kind, message, log=traceback.format_exc())
 
     def _build(self, job: Job, clock: _Clock) -> Model:
-        """Return the candidate; the engine pulls its tensors, and what it waits for them counts as ``build``."""
+        """Return the candidate; the time that the engine waits for its tensors counts as ``build``."""
         from evolve.stages.pipeline import build
         from evolve.weights.ahead import ahead
 

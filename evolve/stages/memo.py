@@ -29,8 +29,8 @@ DEFAULT_BYTES = 1 << 30
 class Memo:
     """Values computed from tensors of models, as long as those models live. Safe from any number of threads.
 
-    A search goes over the same tensors in the same order again and again. Under such an order, throwing out the
-    oldest would throw out what is needed next, so once the bound is reached nothing more is kept instead.
+    A search goes over the same tensors in the same order again and again. Under such an order, throwing out
+    the oldest would throw out what is needed next, so once the bound is reached nothing more is kept.
     """
 
     def __init__(self, limit: int = DEFAULT_BYTES) -> None:

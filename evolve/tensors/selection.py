@@ -74,7 +74,7 @@ class Selection:
 
 
 def magnitudes(tensor: Tensor, base: Tensor) -> Bits:
-    """Return the magnitudes of ``tensor - base`` as the integers of their float32 bits, which have the same order."""
+    """Return the magnitudes of ``tensor - base`` as the integers of their float32 bits: the same order."""
     delta = (tensor.float() - base.float()).contiguous().view(-1)
     found: Bits = delta.view(torch.int32).cpu().numpy()
     return np.bitwise_and(found, _MAGNITUDE_BITS, out=found)

@@ -81,8 +81,8 @@ def _magnitude(values: Floats) -> float:
 def drop_(delta: Tensor, density: float, seed: int, *, rescale: bool = True) -> Tensor:
     """Keep each element with probability ``density``, in place (DARE; Yu et al. 2024, arXiv:2311.03099).
 
-    Element ``i`` stays if its word of :mod:`evolve.tensors.random` is below ``density * 2**32``. So it depends
-    on the seed and on the element's place alone.
+    Element ``i`` stays if its word of :mod:`evolve.tensors.random` is below ``density * 2**32``. So it
+    depends on the seed and on the element's place alone.
 
     Args:
         delta: float32, contiguous.

@@ -14,7 +14,6 @@ from pydantic import Field
 from evolve.config.values import SearchNumber, StageBlock
 from evolve.errors import CandidateError
 from evolve.registry import Registry
-
 from evolve.stages import pipeline
 from evolve.stages.pipeline import build, check
 from evolve.tensors.fused import all_finite

@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from evolve.tensors.fused import Chance, Everything, Magnitude, RankedChance, Term, all_finite, merge
+from evolve.tensors.fused import Chance, Everything, RankedChance, Term, all_finite, merge
 from evolve.tensors.fused.eager import merge_eagerly
 from evolve.tensors.fused.merge import _merge_compiled
 from evolve.tensors.random import words, words_on

@@ -93,7 +93,7 @@ class MergeMethod(ABC):
     shared: ClassVar[tuple[Param, ...]] = ()
     """Parameters of the whole merge."""
     stored: ClassVar[bool] = False
-    """Whether ``merge`` takes tensors in their stored types and returns ``inputs.dtype``, in one fused pass."""
+    """Whether ``merge`` takes tensors in their stored types and returns ``inputs.out``, in one fused pass."""
     ignored: ClassVar[tuple[str, ...]] = ("int8_mask",)
     """Keys of mergekit that are accepted and have no effect: they save it memory, or it ignores them too."""
 

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from evolve.config.values import Parameter
-    from evolve.stages.merge.base import Param
     from evolve.stages.memo import Memo
+    from evolve.stages.merge.base import Param
     from evolve.stages.merge.block import MergeBlock
     from evolve.weights.model import Model
 

@@ -20,7 +20,7 @@ _MAGNITUDE_BITS = np.int32(0x7FFFFFFF)
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
-def random_block(seed, number, out):  # type: ignore[no-untyped-def]
+def random_block(seed, number, out):
     """Fill ``out`` (uint32, BLOCK) with the words of one block: Philox-4x32 with ten rounds.
 
     Word ``j`` of counter ``number * LANES + i`` goes to ``out[j * LANES + i]``.
@@ -43,8 +43,8 @@ def random_block(seed, number, out):  # type: ignore[no-untyped-def]
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
-def _keep_large(delta, threshold, left):  # type: ignore[no-untyped-def]
-    """Zero the entries below the threshold and the ties after the first ``left``; return how many are left."""
+def _keep_large(delta, threshold, left):
+    """Zero what is below the threshold, and ties after the first ``left``; return how many are left."""
     equal = np.int32(0)
     for i in range(delta.size):
         equal += np.int32((bits(delta[i]) & _MAGNITUDE_BITS) == threshold)
@@ -68,7 +68,7 @@ def _keep_large(delta, threshold, left):  # type: ignore[no-untyped-def]
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
-def _keep_ranked(delta, words, ranks, lowest, step, rescale):  # type: ignore[no-untyped-def]
+def _keep_ranked(delta, words, ranks, lowest, step, rescale):
     for i in range(delta.size):
         chance = min(max(lowest + step * np.float64(ranks[i]), 0.0), 1.0)
         stays = np.float64(words[i]) < chance * 4294967296.0
@@ -77,7 +77,7 @@ def _keep_ranked(delta, words, ranks, lowest, step, rescale):  # type: ignore[no
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
-def _elect(terms, weights, mean, total, sign, divisor):  # type: ignore[no-untyped-def]
+def _elect(terms, weights, mean, total, sign, divisor):
     """Turn ``total``, the sum of all terms, into the sum or weighted mean of the terms of the same sign."""
     size = total.size
     for i in range(size):
@@ -100,7 +100,32 @@ def _elect(terms, weights, mean, total, sign, divisor):  # type: ignore[no-untyp
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
-def fused(  # type: ignore[no-untyped-def]  # noqa: PLR0913  one call for a whole tensor: a call a block costs more
+def _drop(delta, number, seed, limit, ranks, ranked, words):
+    """Keep entries of block ``number`` at random: by one limit, or by the ranks at an address."""
+    random_block(seed, number, words)
+    if ranks == 0:
+        for i in range(delta.size):
+            delta[i] *= np.float32(1) if np.uint64(words[i]) < limit else np.float32(0)
+    else:
+        row = carray(pointer(ranks), ((number + 1) * BLOCK,), np.uint16)[number * BLOCK :]
+        _keep_ranked(delta, words, row[: delta.size], ranked[0], ranked[1], ranked[2] != 0)
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
+def _add(delta, scale, weight, total, first):
+    """Turn a delta into a term, and add it to the total."""
+    if first:
+        for i in range(delta.size):
+            delta[i] = total[i] = (delta[i] * scale) * weight
+    else:
+        for i in range(delta.size):
+            term = (delta[i] * scale) * weight
+            delta[i] = term
+            total[i] += term
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
+def fused(  # noqa: PLR0913  one call for a whole tensor: a call a block costs more
     base,
     has_base,
     addresses,
@@ -126,8 +151,7 @@ def fused(  # type: ignore[no-untyped-def]  # noqa: PLR0913  one call for a whol
     sign = np.empty(BLOCK, np.float32)
     shares = np.empty(BLOCK, np.float32)
     words = np.empty(BLOCK, np.uint32)
-    rows = count if elect != NO_SUM else 1
-    terms = np.empty((rows, BLOCK), np.float32)
+    terms = np.empty((count if elect != NO_SUM else 1, BLOCK), np.float32)
     for number in range((size + BLOCK - 1) // BLOCK):
         low = number * BLOCK
         length = min(BLOCK, size - low)
@@ -140,28 +164,11 @@ def fused(  # type: ignore[no-untyped-def]  # noqa: PLR0913  one call for a whol
             delta = terms[k if elect != NO_SUM else 0, :length]
             for i in range(length):
                 delta[i] = widened(source[i]) - start[i]
-            mode = modes[k]
-            if mode == MAGNITUDE:
+            if modes[k] == MAGNITUDE:
                 left[k] = _keep_large(delta, np.int32(thresholds[k]), left[k])
-            elif mode != EVERYTHING:
-                random_block(seeds[k], number, words)
-                if mode == CHANCE:
-                    limit = limits[k]
-                    for i in range(length):
-                        delta[i] *= np.float32(1) if np.uint64(words[i]) < limit else np.float32(0)
-                else:
-                    row = carray(pointer(ranks[k]), (size,), np.uint16)[low : low + length]
-                    lowest, step, rescale = ranked[k, 0], ranked[k, 1], ranked[k, 2] != 0
-                    _keep_ranked(delta, words, row, lowest, step, rescale)
-            scale, weight = scales[k], weights[k]
-            if k == 0:
-                for i in range(length):
-                    delta[i] = total[i] = (delta[i] * scale) * weight
-            else:
-                for i in range(length):
-                    term = (delta[i] * scale) * weight
-                    delta[i] = term
-                    total[i] += term
+            elif modes[k] != EVERYTHING:
+                _drop(delta, number, seeds[k], limits[k], ranks[k], ranked[k], words)
+            _add(delta, scales[k], weights[k], total[:length], k == 0)
         if elect != NO_SUM:
             _elect(terms, weights, elect == MEAN, total[:length], sign[:length], shares[:length])
         target = out[low : low + length]
@@ -171,7 +178,7 @@ def fused(  # type: ignore[no-untyped-def]  # noqa: PLR0913  one call for a whol
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
-def no_full_exponent(words, mask):  # type: ignore[no-untyped-def]
+def no_full_exponent(words, mask):
     """Return whether no word has all bits of ``mask`` set."""
     full = words.dtype.type(mask)
     for low in range(0, words.size, 8192):

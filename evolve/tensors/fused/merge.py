@@ -34,8 +34,8 @@ def merge(
 ) -> Tensor:
     """Return ``base + factor * sum / divisor``, the sum over ``weight * scale * kept(tensor - base)``.
 
-    All arithmetic is float32, in the order of ``terms``, with one rounding at the end. A NaN or an infinity in
-    a tensor comes out as one or the other.
+    All arithmetic is float32, in the order of ``terms``, with one rounding at the end. A NaN or an infinity
+    in a tensor comes out as one or the other.
 
     Args:
         base: What task vectors start from; None: the terms are whole tensors, and nothing is added.

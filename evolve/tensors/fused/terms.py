@@ -87,7 +87,7 @@ def chance(density: float, seed: int, *, rescale: bool) -> tuple[Keep, float]:
     Args:
         density: Cut off at 0 and 1; exact to 2**-32.
         seed: From 0 to 2**64 - 1.
-        rescale: Divide by the probability, which keeps the expectation (DARE; Yu et al. 2024, arXiv:2311.03099).
+        rescale: Divide by the probability, which keeps the expectation (DARE; arXiv:2311.03099).
     """
     limit = round(min(max(density, 0.0), 1.0) * STEPS)
     if limit == STEPS:
