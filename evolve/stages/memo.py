@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import threading
 import weakref
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from evolve.tensors.fused import Buffers
     from evolve.weights.model import Model
 
 
@@ -40,6 +42,13 @@ class Memo:
         self._watched: dict[int, weakref.ref[Model]] = {}
         self._lock = threading.RLock()
         self.nbytes = 0
+
+    @cached_property
+    def buffers(self) -> Buffers:
+        """Memory for the tensors of the next candidates."""
+        from evolve.tensors.fused import Buffers
+
+        return Buffers()
 
     def get(self, key: tuple[str, ...], models: tuple[Model, ...], compute: Callable[[], T]) -> T:
         """Return the value for ``key`` and ``models``, computed now if it is not kept."""

@@ -201,6 +201,8 @@ def _path_of(name: str, block: StageBlock, place: str) -> str:
 
 def _guard(model: Model, maker: str, parents: Mapping[str, Model]) -> Model:
     """Return ``model`` with a check on every tensor that is read."""
+    if model.finite:
+        return model
 
     def tensor(name: str) -> Tensor:
         from evolve.tensors.fused import all_finite
@@ -210,7 +212,7 @@ def _guard(model: Model, maker: str, parents: Mapping[str, Model]) -> Model:
             raise CandidateError("non_finite", _blame(name, value, maker.lstrip("\0"), parents))
         return value
 
-    return replace(model, tensor=tensor)
+    return replace(model, tensor=tensor, finite=True)
 
 
 def _blame(name: str, tensor: Tensor, maker: str, parents: Mapping[str, Model]) -> str:

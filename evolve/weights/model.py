@@ -45,12 +45,14 @@ class Model:
             so are buffers that every loader computes itself.
         tensor: Returns one tensor by name, with its own storage or one that nobody writes to.
         files: Folder with the tokenizer, generation config and other side files.
+        finite: Whether ``tensor`` raises itself where a value is NaN or infinite.
     """
 
     config: Mapping[str, Any]
     specs: Mapping[str, TensorSpec]
     tensor: Callable[[str], Tensor]
     files: Path
+    finite: bool = False
 
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
         """Yield every tensor in the order of ``specs``, one at a time."""

@@ -91,6 +91,7 @@ class _Reader:
         self._names = names
         self._twin = twin
         self._maps: dict[Path, Any] = {}
+        self._tensors: dict[str, Tensor] = {}
         self._lock = threading.Lock()
 
     def __call__(self, name: str) -> Tensor:
@@ -103,10 +104,12 @@ class _Reader:
     def _read(self, name: str) -> Tensor:
         header = self._where[name]
         with self._lock:
-            if header.path not in self._maps:
-                self._maps[header.path] = _map(header)
-            tensor: Tensor = self._maps[header.path].get_tensor(name)
-        return tensor
+            if name not in self._tensors:
+                if header.path not in self._maps:
+                    self._maps[header.path] = _map(header)
+                # A view of the mapped file: it costs an object, no memory.
+                self._tensors[name] = self._maps[header.path].get_tensor(name)
+            return self._tensors[name]
 
     def check_twin(self) -> None:
         """Compare a stored tied head with the embedding, once."""

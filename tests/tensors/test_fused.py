@@ -59,7 +59,8 @@ def test_compiled_and_eager_give_the_same_bits(dtype, kind, elect, shape):
     ]
     options = {"elect": elect, "divisor": 0.7, "factor": 1.3}
     for target in TYPES:
-        compiled = _merge_compiled(base, terms, dtype=target, **options)
+        compiled = torch.empty(shape, dtype=target)
+        _merge_compiled(base, terms, compiled, **options)
         eager = merge_eagerly(base, terms, dtype=target, **options)
         assert compiled.dtype == eager.dtype == target
         assert compiled.shape == eager.shape == torch.Size(shape)

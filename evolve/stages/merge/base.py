@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
+    from evolve.tensors.fused import Buffers
+
 
 @dataclass(frozen=True)
 class Param:
@@ -57,6 +59,7 @@ class Inputs:
         shared: Values of the global parameters.
         seeds: For each of ``tensors`` a seed that depends on (seed, model, tensor name) alone.
         dtype: Type of the result for a method that says ``stored``; None: float32.
+        buffers: Where such a method gets the memory for the result; None: from the system.
         remember: ``remember(kind, index, compute)`` returns what ``compute()`` gives, kept from an earlier
             candidate if it can be: for values that depend on model ``index`` and the base alone.
     """
@@ -68,6 +71,7 @@ class Inputs:
     shared: Mapping[str, float]
     seeds: tuple[int, ...]
     dtype: torch.dtype | None = None
+    buffers: Buffers | None = None
     remember: Callable[[str, int, Callable[[], Any]], Any] = _not_kept
 
     @property

@@ -100,6 +100,7 @@ class Plan:
             shared=values.shared,
             seeds=tuple(tensor_seed(self._seed, model, name) for model in self._names),
             dtype=dtype,
+            buffers=None if self._memo is None else self._memo.buffers,
             remember=self._remember(name),
         )
         result = self._method.merge(inputs)

@@ -70,4 +70,5 @@ class MergeStage:
             specs={name: TensorSpec(spec.shape, types[name]) for name, spec in reference.specs.items()},
             tensor=plan.tensor,
             files=models[donor].files,
+            finite=True,
         )

@@ -105,7 +105,14 @@ def add_terms(inputs: Inputs, terms: Sequence[Term]) -> Tensor:
 
     weights = column(inputs, "weight")
     divisor = total(inputs, weights) if inputs.shared["normalize"] and any(weights) else 1.0
-    return merge(start(inputs), terms, dtype=inputs.out, divisor=divisor, factor=inputs.shared["lambda"])
+    return merge(
+        start(inputs),
+        terms,
+        dtype=inputs.out,
+        divisor=divisor,
+        factor=inputs.shared["lambda"],
+        buffers=inputs.buffers,
+    )
 
 
 def add_agreed_terms(inputs: Inputs, terms: Sequence[Term]) -> Tensor:
@@ -113,7 +120,14 @@ def add_agreed_terms(inputs: Inputs, terms: Sequence[Term]) -> Tensor:
     from evolve.tensors.fused import merge
 
     elect: Literal["sum", "mean"] = "mean" if inputs.shared["normalize"] else "sum"
-    return merge(start(inputs), terms, dtype=inputs.out, elect=elect, factor=inputs.shared["lambda"])
+    return merge(
+        start(inputs),
+        terms,
+        dtype=inputs.out,
+        elect=elect,
+        factor=inputs.shared["lambda"],
+        buffers=inputs.buffers,
+    )
 
 
 def task_vectors(inputs: Inputs) -> list[Tensor]:

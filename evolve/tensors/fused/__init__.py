@@ -5,11 +5,13 @@ runs a kernel that numba compiles: each element is read once, in its stored type
 else (a GPU, mixed types) it runs the same operations one by one in torch. Both give the same bits.
 """
 
+from evolve.tensors.fused.buffers import Buffers
 from evolve.tensors.fused.finite import all_finite
 from evolve.tensors.fused.merge import merge
 from evolve.tensors.fused.terms import Chance, Everything, Keep, Magnitude, RankedChance, Term, chance
 
 __all__ = [
+    "Buffers",
     "Chance",
     "Everything",
     "Keep",

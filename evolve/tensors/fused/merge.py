@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 import numpy as np
 import torch
 
+from evolve.tensors.fused.buffers import Buffers
 from evolve.tensors.fused.eager import merge_eagerly
 from evolve.tensors.fused.terms import Chance, Everything, Magnitude, RankedChance
 
@@ -31,6 +32,7 @@ def merge(
     elect: Elect | None = None,
     divisor: float = 1.0,
     factor: float = 1.0,
+    buffers: Buffers | None = None,
 ) -> Tensor:
     """Return ``base + factor * sum / divisor``, the sum over ``weight * scale * kept(tensor - base)``.
 
@@ -46,10 +48,13 @@ def merge(
             weights that took part, so that the result is never larger than the largest term.
         divisor: Not zero.
         factor: Lambda.
+        buffers: Where a result on the CPU gets its memory from; None: from the system.
     """
     tensors = [term.tensor for term in terms] + ([] if base is None else [base])
     if dtype in _STORED and all(_compiled(tensor) for tensor in tensors) and all(map(_short, terms)):
-        return _merge_compiled(base, terms, dtype=dtype, elect=elect, divisor=divisor, factor=factor)
+        out = (buffers or Buffers(0)).empty(tensors[0].shape, dtype)
+        _merge_compiled(base, terms, out, elect=elect, divisor=divisor, factor=factor)
+        return out
     return merge_eagerly(base, terms, dtype=dtype, elect=elect, divisor=divisor, factor=factor)
 
 
@@ -65,23 +70,21 @@ def _short(term: Term) -> bool:
 def _merge_compiled(
     base: Tensor | None,
     terms: Sequence[Term],
+    out: Tensor,
     *,
-    dtype: torch.dtype,
     elect: Elect | None,
     divisor: float,
     factor: float,
-) -> Tensor:
+) -> None:
     from evolve.tensors.fused import kernel
 
     tensors = [term.tensor for term in terms] + ([] if base is None else [base])
-    shape = tensors[0].shape
     types = {tensor.dtype for tensor in tensors}
     stored = types.pop() if len(types) == 1 else torch.float32
     # Kept in a list: the kernel has their addresses only.
     arrays = [_array(term.tensor.to(stored)) for term in terms]
     origin = np.empty(0, arrays[0].dtype) if base is None else _array(base.to(stored))
     ranks = [_ranks(term.keep) for term in terms]
-    out = np.empty(arrays[0].size, _numpy_type(dtype))
     kernel.fused(
         origin,
         base is not None,
@@ -98,9 +101,8 @@ def _merge_compiled(
         {None: kernel.NO_SUM, "sum": kernel.SUM, "mean": kernel.MEAN}[elect],
         np.float32(divisor),
         np.float32(factor),
-        out,
+        _array(out),
     )
-    return torch.from_numpy(out).view(dtype).view(shape)
 
 
 _MODES = {Everything: 0, Magnitude: 1, Chance: 2, RankedChance: 3}
@@ -118,7 +120,3 @@ def _ranked(keep: Keep) -> tuple[float, float, float]:
 
 def _array(tensor: Tensor) -> Any:
     return tensor.detach().contiguous().view(-1).view(_STORED[tensor.dtype]).numpy()
-
-
-def _numpy_type(dtype: torch.dtype) -> Any:
-    return {torch.bfloat16: np.uint16, torch.float16: np.int16, torch.float32: np.float32}[dtype]
