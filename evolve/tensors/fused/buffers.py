@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class Buffers:
-    """Hands out uninitialised tensors whose memory comes back when they die. Safe from any number of threads."""
+    """Hands out uninitialised tensors whose memory comes back when they die. Safe from many threads."""
 
     def __init__(self, limit: int = 1 << 28) -> None:
         """Keep at most ``limit`` bytes that nobody uses."""
