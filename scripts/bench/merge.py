@@ -1,11 +1,11 @@
-"""How fast a candidate is merged: ours, mergekit's in-memory API and command, and the limit of memory, in one run.
+"""How fast a candidate is merged: ours, mergekit's in-memory API and command, and the limit of memory.
 
     python scripts/bench/merge.py [--parents 3 8] [--methods linear ties] [--pairs 3] [--json FILE]
 
 Models with the tensors of SmolLM2-135M (or scaled by --scale), bfloat16, random, each expert a noised copy of
 the base. Ours is what a search does for each candidate: other weights and densities each time, parents mapped
-and warm, every tensor merged and copied into a running transformers model; and, for the command, `evolve build`
-onto disk. The limit: all parents read and one result written at the speed of a copy with the same threads,
+and warm, every tensor merged and copied into the tensors of a running model; and, for the command, `evolve
+build` onto disk. The limit: all parents read and one result written at the speed of a copy with the same threads,
 measured in the same run. Ours and the peer take turns.
 """
 

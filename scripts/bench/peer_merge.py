@@ -1,4 +1,4 @@
-"""mergekit's in-memory API on request. Runs in mergekit's environment: one JSON request a line, one answer a line.
+"""mergekit's in-memory API on request, in its own environment: a JSON request a line, an answer a line.
 
 .venv-mergekit/bin/python scripts/bench/peer_merge.py FOLDER...     the base first
 """
