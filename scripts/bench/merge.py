@@ -5,8 +5,8 @@
 Models with the tensors of SmolLM2-135M (or scaled by --scale), bfloat16, random, each expert a noised copy of
 the base. Ours is what a search does for each candidate: other weights and densities each time, parents mapped
 and warm, every tensor merged and copied into the tensors of a running model; and, for the command, `evolve
-build` onto disk. The limit: all parents read and one result written at the speed of a copy with the same threads,
-measured in the same run. Ours and the peer take turns.
+build` onto disk. The limit: all parents read and one result written at the speed of a copy with the same
+threads, measured in the same run. Ours and the peer take turns.
 """
 
 from __future__ import annotations

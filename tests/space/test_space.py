@@ -314,11 +314,3 @@ def test_the_first_stage_must_name_its_model_where_there_are_several() -> None:
 
 
 # Random spaces.
-
-NAMES = ["base", "math", "prose", "ü x"]
-METHODS = {
-    "linear": (False, {"weight": (0.1, 2.0)}, {"normalize": bool}),
-    "task_arithmetic": (True, {"weight": (-1.0, 2.0)}, {"lambda": (0.1, 2.0)}),
-    "ties": (True, {"weight": (0.0, 2.0), "density": (0.1, 1.0)}, {"lambda": (0.1, 2.0), "normalize": bool}),
-    "dare_linear": (True, {"weight": (0.0, 2.0), "density": (0.1, 1.0)}, {"rescale": bool}),
-}

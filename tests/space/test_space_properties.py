@@ -12,6 +12,14 @@ from evolve.config.load import load_text
 from evolve.space.space import Space, derive, derive_recipe
 from tests.space.test_space import recipe_of
 
+NAMES = ["base", "math", "prose", "ü x"]
+METHODS = {
+    "linear": (False, {"weight": (0.1, 2.0)}, {"normalize": bool}),
+    "task_arithmetic": (True, {"weight": (-1.0, 2.0)}, {"lambda": (0.1, 2.0)}),
+    "ties": (True, {"weight": (0.0, 2.0), "density": (0.1, 1.0)}, {"lambda": (0.1, 2.0), "normalize": bool}),
+    "dare_linear": (True, {"weight": (0.0, 2.0), "density": (0.1, 1.0)}, {"rescale": bool}),
+}
+
 
 @st.composite
 def numbers(draw: st.DrawFn, low: float, high: float, *, knots: bool = False) -> Any:
