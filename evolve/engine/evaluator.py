@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
+    from evolve.config.schema import ScoreConfig
     from evolve.engine.base import EvaluatorSpec
     from evolve.score.engines.base import Engine
     from evolve.score.scorer import Scorer
@@ -54,7 +55,10 @@ class Evaluator:
 
         began = time.perf_counter()
         if not self._parents:
-            self._parents = {name: open_model(parent.path) for name, parent in self._spec.parents.items()}
+            self._parents = _placed(
+                {name: open_model(parent.path) for name, parent in self._spec.parents.items()},
+                self._spec.score,
+            )
         if self._scorer is None:
             scorer = Scorer(self._spec.score)
             scorer.prepare()
@@ -147,6 +151,25 @@ class Evaluator:
         self.reset()
         self._parents = {}
         self._memo = Memo()
+
+
+def _placed(parents: dict[str, Model], score: ScoreConfig) -> dict[str, Model]:
+    """Return the parents with their tensors on the GPU, if there is one, as far as the engine leaves room."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return parents
+    from evolve.weights.resident import resident
+
+    free, whole = torch.cuda.mem_get_info()
+    if score.backend == "vllm":
+        # vLLM takes this share for itself, and refuses to start where less is free.
+        taken = float(score.engine_args.get("gpu_memory_utilization", _VLLM_SHARE))
+        free = min(free, int((1 - taken) * whole))
+    return resident(parents, torch.device("cuda"), free // 2)
+
+
+_VLLM_SHARE = 0.9
 
 
 class _Clock:

@@ -27,18 +27,17 @@ def words(seed: int, start: int, count: int) -> np.ndarray[Any, np.dtype[np.uint
 
     Args:
         seed: From 0 to 2**64 - 1.
-        start: A multiple of 1024.
+        start: The first element.
         count: How many.
     """
     from evolve.tensors.fused.kernel import random_block
 
-    if start % BLOCK:
-        raise ValueError(f"start must be a multiple of {BLOCK}, got {start}")
-    first, blocks = start // BLOCK, -(-count // BLOCK)
+    first, skip = divmod(start, BLOCK)
+    blocks = -(-(skip + count) // BLOCK)
     out = np.empty(blocks * BLOCK, np.uint32)
     for number in range(blocks):
         random_block(np.uint64(seed), first + number, out[number * BLOCK : (number + 1) * BLOCK])
-    return out[:count]
+    return out[skip : skip + count]
 
 
 def words_on(device: torch.device, seed: int, count: int) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from evolve.tensors.fused import Chance, Everything, RankedChance, Term, all_fin
 from evolve.tensors.fused.eager import merge_eagerly
 from evolve.tensors.fused.merge import _merge_compiled
 from evolve.tensors.random import words, words_on
-from evolve.tensors.selection import magnitudes, selection
+from evolve.tensors.selection import largest_on_device, magnitudes, selection
 
 TYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -41,7 +42,9 @@ def _keep(kind, tensor, base, number):
     if kind == "chance":
         return Chance(1234567890123456789 + number, round(0.7 * 2**32))
     if kind == "ranked" and delta.dim() and delta.numel():
-        return RankedChance(99 + number, _ranks(delta).to(torch.uint16), 0.2, 0.6 / delta.shape[-1], True)
+        width = delta.shape[-1]
+        limits = torch.linspace(0, 2**32, width, dtype=torch.float64).long()
+        return RankedChance(99 + number, _ranks(delta).to(torch.uint16), limits, torch.rand(width) + 1)
     return Everything()
 
 
@@ -197,3 +200,37 @@ def test_selection_of_bfloat16_is_complete():
     base = torch.randn(300_000).mul(0.02).bfloat16()
     tensor = (base.float() + torch.randn(300_000) * 0.001).bfloat16()
     assert selection(tensor, base).complete
+
+
+@given(
+    size=st.integers(1, 500),
+    share=st.floats(0, 1),
+    steps=st.sampled_from([1, 3, 10**9]),
+    seed=st.integers(0, 99),
+)
+@settings(deadline=None, max_examples=50)
+def test_the_selection_of_a_device_is_that_of_the_table(size, share, steps, seed):
+    generator = torch.Generator().manual_seed(seed)
+    base = torch.zeros(size)
+    tensor = torch.randint(-steps, steps + 1, (size,), generator=generator) / steps
+    count = min(size, max(1, int(share * size)))
+    assert largest_on_device(count, tensor, base) == selection(tensor, base).largest(count, tensor, base)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+@pytest.mark.parametrize("dtype", TYPES)
+@pytest.mark.parametrize("kind", ["everything", "magnitude", "chance", "ranked"])
+@pytest.mark.parametrize("elect", [None, "sum", "mean"])
+def test_a_gpu_gives_the_bits_of_the_cpu(dtype, kind, elect):
+    base, models = _inputs((70, 333), 3, dtype, 1)
+    terms = [Term(model, 0.3 + n, _keep(kind, model, base, n), 1.9) for n, model in enumerate(models)]
+    moved = [replace(term, tensor=term.tensor.cuda(), keep=_moved(term.keep)) for term in terms]
+    options = {"dtype": dtype, "elect": elect, "divisor": 0.7, "factor": 1.3}
+    assert torch.equal(merge(base.cuda(), moved, **options).cpu(), merge(base, terms, **options))
+
+
+def _moved(keep):
+    if not isinstance(keep, RankedChance):
+        return keep
+    return replace(keep, ranks=keep.ranks.cuda(), limits=keep.limits.cuda(), factors=keep.factors.cuda())

@@ -113,8 +113,10 @@ class Plan:
         import torch
 
         tensor = self._models[model].tensor(name)
-        # float64 has no fused pass, and merging is done in float32 anyway.
-        return tensor if self._method.stored and tensor.dtype != torch.float64 else tensor.to(torch.float32)
+        # float64 has no fused pass, and merging is done in float32 anyway. What is not fused runs on the CPU.
+        if self._method.stored and tensor.dtype != torch.float64:
+            return tensor
+        return tensor.to("cpu", torch.float32)
 
     def _remember(self, tensor: str) -> Callable[[str, int, Callable[[], Any]], Any]:
         def remember(kind: str, index: int, compute: Callable[[], Any]) -> Any:

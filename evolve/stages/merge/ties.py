@@ -46,7 +46,7 @@ class Ties(MergeMethod):
 def _trimmed(inputs: Inputs, index: int, density: float) -> tuple[Keep, float]:
     """Return what stays of one task vector, and the factor that makes up for the rest."""
     from evolve.tensors.fused import Everything
-    from evolve.tensors.selection import kept_share, selection
+    from evolve.tensors.selection import kept_share, largest_on_device, selection
     from evolve.tensors.sparsify import kept
 
     tensor, base = inputs.tensors[index], start(inputs)
@@ -55,8 +55,11 @@ def _trimmed(inputs: Inputs, index: int, density: float) -> tuple[Keep, float]:
         return Everything(), 1.0
     if count == 0:
         return Everything(), 0.0
-    table = inputs.remember("selection", index, lambda: selection(tensor, base))
-    keep = table.largest(count, tensor, base)
+    if tensor.device.type == "cpu":
+        table = inputs.remember("selection", index, lambda: selection(tensor, base))
+        keep = table.largest(count, tensor, base)
+    else:
+        keep = largest_on_device(count, tensor, base)
     if not inputs.shared["rescale"]:
         return keep, 1.0
     share = kept_share(keep, tensor, base)

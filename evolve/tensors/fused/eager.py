@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Literal
 
 import torch
 
-from evolve.tensors.fused.terms import STEPS, Chance, Magnitude, RankedChance
+from evolve.tensors.fused.terms import Chance, Magnitude, RankedChance
 from evolve.tensors.random import words_on
 
 if TYPE_CHECKING:
@@ -56,10 +56,9 @@ def _kept(delta: Tensor, keep: Keep) -> Tensor:
         stays = words_on(delta.device, keep.seed, delta.numel()) < keep.limit
         return delta * stays.view(delta.shape)
     if isinstance(keep, RankedChance):
-        chance = (keep.lowest + keep.step * keep.ranks.to(torch.float64)).clamp(0.0, 1.0)
-        stays = words_on(delta.device, keep.seed, delta.numel()).view(delta.shape) < chance * STEPS
-        factor = torch.where(stays, (1.0 / chance).float() if keep.rescale else 1.0, 0.0)
-        return delta * factor
+        ranks = keep.ranks.to(torch.int64)
+        stays = words_on(delta.device, keep.seed, delta.numel()).view(delta.shape) < keep.limits[ranks]
+        return delta * torch.where(stays, keep.factors[ranks], 0.0)
     return delta
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numba import carray, njit
 
-from evolve.tensors.fused.machine import bits, narrowed, pointer, widened
+from evolve.tensors.fused.machine import bits, floated, narrowed, pointer, widened
 
 BLOCK = 1024  # elements; all buffers of a block stay in the first-level cache
 LANES = BLOCK // 4  # a counter of the generator gives four words
@@ -68,12 +68,12 @@ def _keep_large(delta, threshold, left):
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
-def _keep_ranked(delta, words, ranks, lowest, step, rescale):
+def _keep_ranked(delta, words, ranks, table):
+    """Keep entries by their ranks. A row of ``table``: the last word that keeps one, the bits of its factor."""
     for i in range(delta.size):
-        chance = min(max(lowest + step * np.float64(ranks[i]), 0.0), 1.0)
-        stays = np.float64(words[i]) < chance * 4294967296.0
-        factor = np.float32(1.0 / chance) if rescale and stays else np.float32(1)
-        delta[i] *= factor if stays else np.float32(0)
+        entry = table[ranks[i]]
+        factor = floated(np.int32(entry >> _32))
+        delta[i] *= factor if words[i] <= np.uint32(entry) else np.float32(0)
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
@@ -100,7 +100,7 @@ def _elect(terms, weights, mean, total, sign, divisor):
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
-def _drop(delta, number, seed, limit, ranks, ranked, words):
+def _drop(delta, number, seed, limit, ranks, table, words):
     """Keep entries of block ``number`` at random: by one limit, or by the ranks at an address."""
     random_block(seed, number, words)
     if ranks == 0:
@@ -108,7 +108,8 @@ def _drop(delta, number, seed, limit, ranks, ranked, words):
             delta[i] *= np.float32(1) if np.uint64(words[i]) < limit else np.float32(0)
     else:
         row = carray(pointer(ranks), ((number + 1) * BLOCK,), np.uint16)[number * BLOCK :]
-        _keep_ranked(delta, words, row[: delta.size], ranked[0], ranked[1], ranked[2] != 0)
+        entries = carray(pointer(table), (1 << 16,), np.uint64)
+        _keep_ranked(delta, words, row[: delta.size], entries)
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
@@ -137,7 +138,7 @@ def fused(  # noqa: PLR0913  one call for a whole tensor: a call a block costs m
     seeds,
     limits,
     ranks,
-    ranked,
+    tables,
     elect,
     divisor,
     factor,
@@ -167,7 +168,7 @@ def fused(  # noqa: PLR0913  one call for a whole tensor: a call a block costs m
             if modes[k] == MAGNITUDE:
                 left[k] = _keep_large(delta, np.int32(thresholds[k]), left[k])
             elif modes[k] != EVERYTHING:
-                _drop(delta, number, seeds[k], limits[k], ranks[k], ranked[k], words)
+                _drop(delta, number, seeds[k], limits[k], ranks[k], tables[k], words)
             _add(delta, scales[k], weights[k], total[:length], k == 0)
         if elect != NO_SUM:
             _elect(terms, weights, elect == MEAN, total[:length], sign[:length], shares[:length])

@@ -33,6 +33,16 @@ def bits(_context: Any, value: Any) -> Any:
 
 
 @intrinsic
+def floated(_context: Any, word: Any) -> Any:
+    """Return the float32 of the bits in an int32."""
+
+    def generate(_context: Any, builder: Any, _signature: Any, args: Any) -> Any:
+        return builder.bitcast(args[0], _F32)
+
+    return types.float32(types.int32), generate
+
+
+@intrinsic
 def widened(_context: Any, stored: Any) -> Any:
     """Return a stored element as float32: a uint16 holds a bfloat16, an int16 a float16."""
 

@@ -85,6 +85,7 @@ def _merge_compiled(
     arrays = [_array(term.tensor.to(stored)) for term in terms]
     origin = np.empty(0, arrays[0].dtype) if base is None else _array(base.to(stored))
     ranks = [_ranks(term.keep) for term in terms]
+    tables = [_table(term.keep) for term in terms]
     kernel.fused(
         origin,
         base is not None,
@@ -97,7 +98,7 @@ def _merge_compiled(
         np.array([getattr(term.keep, "seed", 0) for term in terms], np.uint64),
         np.array([getattr(term.keep, "limit", 0) for term in terms], np.uint64),
         np.array([0 if array is None else array.ctypes.data for array in ranks], np.int64),
-        np.array([_ranked(term.keep) for term in terms], np.float64),
+        np.array([0 if array is None else array.ctypes.data for array in tables], np.int64),
         {None: kernel.NO_SUM, "sum": kernel.SUM, "mean": kernel.MEAN}[elect],
         np.float32(divisor),
         np.float32(factor),
@@ -112,10 +113,15 @@ def _ranks(keep: Keep) -> Any:
     return keep.ranks.contiguous().view(-1).numpy() if isinstance(keep, RankedChance) else None
 
 
-def _ranked(keep: Keep) -> tuple[float, float, float]:
-    if isinstance(keep, RankedChance):
-        return keep.lowest, keep.step, float(keep.rescale)
-    return 0.0, 0.0, 0.0
+def _table(keep: Keep) -> Any:
+    """Return for each rank, in 64 bits, the last word that keeps an entry, and the bits of its factor."""
+    if not isinstance(keep, RankedChance):
+        return None
+    limits = keep.limits.numpy()
+    # Of a limit of 0 the word 0 would be left; its factor makes it zero.
+    factors = np.where(limits > 0, keep.factors.numpy(), np.float32(0))
+    last = np.maximum(limits - 1, 0).astype(np.uint64)
+    return last | (factors.view(np.uint32).astype(np.uint64) << np.uint64(32))
 
 
 def _array(tensor: Tensor) -> Any:

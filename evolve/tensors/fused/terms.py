@@ -44,21 +44,19 @@ class Chance:
 
 @dataclass(frozen=True)
 class RankedChance:
-    """Each entry stays with a probability that grows with its rank in its row (DELLA).
+    """Each entry stays with the probability of its rank in its row, and is divided by it (DELLA).
 
     Attributes:
         seed: As in :class:`Chance`.
-        ranks: int32, contiguous, the shape of the tensor: 0 for the smallest magnitude of a row.
-        lowest: Probability of rank 0.
-        step: What each rank adds. Probabilities are cut off at 0 and 1.
-        rescale: Divide what stays by its own probability.
+        ranks: uint16, contiguous, the shape of the tensor.
+        limits: int64, one for each rank: as in :class:`Chance`.
+        factors: float32, one for each rank: what stays is multiplied by it.
     """
 
     seed: int
     ranks: Tensor
-    lowest: float
-    step: float
-    rescale: bool
+    limits: Tensor
+    factors: Tensor
 
 
 Keep: TypeAlias = Everything | Magnitude | Chance | RankedChance
