@@ -95,7 +95,7 @@ def selection(tensor: Tensor, base: Tensor) -> Selection:
 
 
 def largest_on_device(count: int, tensor: Tensor, base: Tensor) -> Magnitude:
-    """Return what :meth:`Selection.largest` returns, without a table: a GPU sorts faster than it would be sent."""
+    """Return what :meth:`Selection.largest` returns, without a table: a GPU sorts faster than it sends."""
     sizes = (tensor.float() - base.float()).contiguous().view(-1).view(torch.int32) & 0x7FFFFFFF
     threshold = sizes.sort(descending=True).values[count - 1]
     larger = int((sizes > threshold).sum())

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 def resident(models: Mapping[str, Model], device: torch.device, budget: int) -> dict[str, Model]:
     """Return the same models with their tensors on ``device``.
 
-    A tensor moves when it is first read. It stays there as long as all that stay take at most ``budget`` bytes;
-    what is read after that moves again each time, so models larger than the memory work too.
+    A tensor moves when it is first read. It stays there as long as all that stay take at most ``budget``
+    bytes; what is read after that moves again each time, so models larger than the memory work too.
     """
     room = _Room(budget)
     return {name: replace(model, tensor=_Resident(model, device, room)) for name, model in models.items()}

@@ -69,7 +69,7 @@ def _keep_large(delta, threshold, left):
 
 @njit(nogil=True, cache=True, error_model="numpy")
 def _keep_ranked(delta, words, ranks, table):
-    """Keep entries by their ranks. A row of ``table``: the last word that keeps one, the bits of its factor."""
+    """Keep entries by rank. An entry of ``table``: the last word that keeps one, the bits of its factor."""
     for i in range(delta.size):
         entry = table[ranks[i]]
         factor = floated(np.int32(entry >> _32))
