@@ -69,7 +69,9 @@ def drop_outliers_(delta: Tensor, density: float, gamma: float, *, rescale: bool
         np.multiply(values[part], keep[part], out=values[part])
     after = _sum(np.abs(values, out=magnitudes)) if rescale else 0.0
     if after > 0.0:
-        delta.mul_(before / after)
+        for part in blocks(values.size):
+            # In float64: beside the outliers that went, what stays may be so small that float32 overflows.
+            values[part] = values[part].astype(np.float64) * (before / after)
     return delta
 
 

@@ -16,11 +16,10 @@ if TYPE_CHECKING:
 
     from evolve.tensors.rows import Column, Matrix
 
-# The sine of an angle below which two directions are the same, or opposite and without an arc between them.
-_STRAIGHT = 1e-8
-# Rounding alone gives the sum of unit vectors that cancel out a length of this size when it is computed from
-# their dot products.
-_CANCELLED = 1e-7
+# The direction of a float32 vector is known to about 1e-7. An arc whose angle has a smaller sine than this is
+# a straight line, or without a direction between opposite ends; a sum of unit vectors (relative to their
+# weights) that is shorter is what rounding has left of directions that cancel out.
+_ROUNDING = 1e-6
 
 
 def arc(
@@ -54,7 +53,7 @@ def _arc_weights(first: Matrix, second: Matrix, t: float) -> tuple[Column, Colum
     half = sum_lengths([first, second], [one, -two]) / 2, sum_lengths([first, second], [one, two]) / 2
     angle = 2 * np.arctan2(*half)
     sine = 2 * half[0] * half[1]
-    straight = (sizes[0] == 0) | (sizes[1] == 0) | (sine <= _STRAIGHT)
+    straight = (sizes[0] == 0) | (sizes[1] == 0) | (sine <= _ROUNDING)
     sine[straight] = 1
     return (
         np.where(straight, 1 - t, np.sin((1 - t) * angle) / sine),
@@ -74,14 +73,15 @@ def chordal_mean(
     Args:
         tensors: float32, all of one shape, at least one; each is one vector.
         weights: One per tensor.
-        eps: Length of the weighted sum of the unit vectors up to which they cancel out.
+        eps: Length of the weighted sum of the unit vectors up to which they cancel out. A millionth of
+            the weights, the size of rounding errors, is the least.
         start: Of the same shape; None for zero.
     """
     vectors = [matrix(tensor) for tensor in tensors]
     sizes = [lengths(vector) for vector in vectors]
     shares = [weight * inverse(size) for weight, size in zip(weights, sizes, strict=True)]
     chord = float(sum_lengths(vectors, shares)[0])
-    if not chord > max(eps, 1e-15 * sum(abs(weight) for weight in weights)):
+    if not chord > max(eps, _ROUNDING * sum(abs(weight) for weight in weights)):
         return combine(tensors, [np.array([float(weight)]) for weight in weights], start=start)
     size = math.fsum(weight * length[0] for weight, length in zip(weights, sizes, strict=True))
     return combine(tensors, [share * (size / chord) for share in shares], start=start)
@@ -120,14 +120,14 @@ def _karcher_point(cosines: Column, max_iter: int, tol: float) -> Column | None:
     count = len(cosines)
     point = np.full(count, 1 / count)
     size = _size(point, cosines)
-    if size <= max(tol, _CANCELLED):
+    if size <= max(tol, _ROUNDING):
         return None
     point /= size
     for _ in range(max_iter):
         cos = np.clip(np.add.reduce(cosines * point, axis=1), -1, 1)
         sine = np.sqrt(1 - cos * cos)
         # The angle over its sine; 1 where both vanish, and no pull from the opposite point, which has none.
-        pull = np.divide(np.arccos(cos), sine, out=np.where(cos > 0, 1.0, 0.0), where=sine > _STRAIGHT)
+        pull = np.divide(np.arccos(cos), sine, out=np.where(cos > 0, 1.0, 0.0), where=sine > _ROUNDING)
         step = (pull - np.add.reduce(pull * cos) * point) / count
         angle = _size(step, cosines)
         if not angle > tol:

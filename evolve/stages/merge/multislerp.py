@@ -26,7 +26,7 @@ class MultiSlerp(MergeMethod):
     per_model = (WEIGHT,)
     shared = (
         Param("normalize_weights", True, kind="bool", doc="Divide the weights by their sum."),
-        Param("eps", 1e-8, low=0.0, doc="Unit vectors whose sum is not longer cancel out."),
+        Param("eps", 1e-8, low=0.0, doc="Unit vectors whose weighted sum is not longer cancel out."),
     )
 
     @staticmethod

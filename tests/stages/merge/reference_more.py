@@ -42,7 +42,7 @@ def arc(a: Array, b: Array, t: float) -> Array:
         return (1 - t) * a + t * b
     cos = min(1.0, max(-1.0, dot(a, b) / norm(a) / norm(b)))
     angle = math.acos(cos)
-    if math.sin(angle) < 1e-7:
+    if math.sin(angle) < 1e-6:
         return (1 - t) * a + t * b
     return (math.sin((1 - t) * angle) * a + math.sin(t * angle) * b) / math.sin(angle)
 
@@ -71,7 +71,7 @@ def multislerp(
     w = [weight / math.fsum(weights) for weight in weights] if normalize else list(weights)
     units = [x / norm(x) if norm(x) else x for x in points]
     chord = sum(weight * u for weight, u in zip(w, units, strict=True))
-    if norm(chord) < 1e-8:
+    if norm(chord) < 1e-6 * math.fsum(map(abs, w)):
         return origin + sum(weight * x for weight, x in zip(w, points, strict=True))
     mean = chord / norm(chord)
     tangent = sum(weight * (u - dot(u, mean) * mean) for weight, u in zip(w, units, strict=True))
@@ -88,7 +88,7 @@ def karcher(models: Sequence[Array], max_iter: int = 10, tol: float = 1e-5) -> A
     if not units:
         return np.zeros_like(models[0])
     point = sum(units) / len(units)
-    if norm(point) < max(tol, 1e-7):
+    if norm(point) < max(tol, 1e-6):
         return sum(models) / len(models)
     point = point / norm(point)
     for _ in range(max_iter):
