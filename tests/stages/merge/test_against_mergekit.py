@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import shutil
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from evolve.stages.merge import MergeStage
 from evolve.stages.merge.block import MergeBlock
 from evolve.weights.reader import open_model
 from tests.stages.merge import mergekit
+from tests.stages.merge import reference_more as more
 from tests.tiny import make_model
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     from evolve.weights.model import Model
@@ -184,12 +188,20 @@ def consensus_recipes(attention: str) -> dict[str, dict[str, Any]]:
 
 
 def with_paths(recipe: dict[str, Any], paths: dict[str, Path]) -> dict[str, Any]:
-    """Return the config for mergekit, which knows models by their folders."""
-    result = {**recipe, "dtype": "float64" if recipe["merge_method"] in IN_FLOAT64 else "float32"}
+    """Return the config for mergekit that says the same as ours does to us."""
+    result = as_it_is(recipe, paths)
+    if recipe["merge_method"] in IN_FLOAT64:
+        result["dtype"] = "float64"
     parameters = recipe.get("parameters", {})
     if not parameters.get("nuslerp_flatten", True):
         # Its rows are columns.
         result["parameters"] = {**parameters, "nuslerp_row_wise": not parameters["nuslerp_row_wise"]}
+    return result
+
+
+def as_it_is(recipe: dict[str, Any], paths: dict[str, Path]) -> dict[str, Any]:
+    """Return the config with the models' folders, by which mergekit knows them."""
+    result = {**recipe, "dtype": "float32"}
     result["models"] = [{**entry, "model": str(paths[entry["model"]])} for entry in recipe["models"]]
     if "base_model" in recipe:
         result["base_model"] = str(paths[recipe["base_model"]])
@@ -287,3 +299,55 @@ def test_where_we_differ_on_purpose(tmp_path: Path, environment: None) -> None:
     largest = max((models[name].tensor(tensor) - base).abs().max().item() for name in weights)
     assert (ours.tensor(tensor) - base).abs().max().item() <= largest * (1 + 1e-6)
     assert (theirs[tensor] - base).abs().max().item() > 20 * largest
+
+
+def fine_tunes(folder: Path) -> dict[str, Path]:
+    """Write a base and two models that are close to it, the first farther away than the second."""
+    base = make_model(folder / "base", layers=1)
+    paths = {"base": base}
+    for name, size in (("one", 5e-5), ("two", 1e-5)):
+        paths[name] = folder / name
+        shutil.copytree(base, paths[name])
+        generator = torch.Generator().manual_seed(len(paths))
+        tensors = {
+            key: tensor + size * (0.5 + torch.randn(tensor.shape, generator=generator))
+            for key, tensor in sorted(mergekit.read(base).items())
+        }
+        save_file(tensors, paths[name] / "model.safetensors", metadata={"format": "pt"})
+    return paths
+
+
+def test_where_we_differ_for_small_changes(tmp_path: Path, environment: None) -> None:
+    """Of models as close as fine-tunes: the float64 formula of the paper says which of the two is right."""
+    paths = fine_tunes(tmp_path)
+    models = {name: open_model(path) for name, path in paths.items()}
+    both, first = [{"model": "one"}, {"model": "two"}], [{"model": "one"}]
+    weighted = [{"model": name, "parameters": {"weight": w}} for name, w in (("one", 0.3), ("two", 0.7))]
+    rows = {"nuslerp_flatten": False, "nuslerp_row_wise": True}
+    matrix, norm = "model.layers.0.mlp.up_proj.weight", "model.norm.weight"
+    cases: list[tuple[str, list[dict[str, Any]], dict[str, Any], str, Callable[..., Any]]] = [
+        ("sce", both, {}, matrix, lambda b, one, two: more.sce(b, [one, two])),
+        ("model_stock", both, {}, norm, lambda b, one, two: more.model_stock(b, [one, two])),
+        ("nuslerp", weighted, rows, matrix, lambda b, *m: more.nuslerp(m, [0.3, 0.7], b, "rows")),
+        ("arcee_fusion", first, {}, matrix, lambda b, one, two: more.arcee_fusion(b, one)),
+    ]
+    recipes = [
+        {"merge_method": name, "base_model": "base", "models": listed, "parameters": parameters}
+        for name, listed, parameters, _, _ in cases
+    ]
+    configs = [as_it_is(recipe, paths) for recipe in recipes]
+    jobs = [{"config": config, "out": str(tmp_path / str(i))} for i, config in enumerate(configs)]
+    mergekit.run(jobs, tmp_path)
+    for i, (name, _, _, tensor, formula) in enumerate(cases):
+        inputs = [models[model].tensor(tensor).double().numpy() for model in NAMES]
+        change = torch.from_numpy(formula(*inputs) - inputs[0])
+        ours = MergeStage.run(MergeBlock.model_validate(recipes[i]), models, seed=0).tensor(tensor).double()
+        theirs = mergekit.read(tmp_path / str(i))[tensor].double()
+        largest = change.abs().max()
+        right, wrong = (
+            ((result - torch.from_numpy(inputs[0]) - change).abs().max() / largest).item()
+            for result in (ours, theirs)
+        )
+        # A change of 5e-5 in a weight of 1 is rounded to a thousandth.
+        assert right < 2e-3, name
+        assert wrong > 0.05, name

@@ -16,7 +16,6 @@ from evolve.errors import CandidateError
 from evolve.tensors import blocks, fusion, magnitude, rows
 from evolve.tensors.blocks import BLOCK
 from evolve.tensors.magnitude import magprune_
-from evolve.tensors.sparsify import trim_
 from tests.stages.merge import reference_more as more
 from tests.stages.merge.test_methods import METHODS, RANDOM, call, load, some_inputs
 from tests.stages.merge.test_more_methods import exact, tensors
