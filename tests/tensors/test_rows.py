@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from evolve.tensors.blocks import BLOCK
-from evolve.tensors.magnitude import largest
+from evolve.tensors.magnitude import largest, row_ranks
 from evolve.tensors.rows import combine, dots, inverse, lengths, matrix, sum_lengths, tiles
 
 SHAPES = [(), (0,), (1,), (7,), (3, 4), (2, 3, 4), (5, 0), (0, 5), (6, 1), (2, BLOCK + 3), (BLOCK + 3, 2)]
@@ -87,3 +87,27 @@ def test_largest_takes_the_first_of_equal_ones(values: list[float], count: int) 
 def test_nan_is_the_largest() -> None:
     values = np.array([1.0, np.nan, 2.0], np.float32)
     assert largest(values, 1).tolist() == [False, True, False]
+
+
+@pytest.mark.parametrize("shape", [(), (0,), (1,), (9,), (3, 7), (5, 1), (2, 3, 4), (0, 4), (4, 0)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_ranks_are_those_of_a_stable_sort_in_each_row(shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    """Of equal magnitudes the first has the higher rank. In eighths, so that many are equal."""
+    generator = torch.Generator().manual_seed(4)
+    one, two = ((torch.randn(shape, generator=generator) * 8).round().div(8).to(dtype) for _ in range(2))
+    ranks = row_ranks(one, two)
+    assert ranks.shape == shape
+    assert ranks.dtype == torch.uint16
+    delta = (one.float() - two.float()).abs()
+    if delta.numel() and delta.ndim:
+        expected = delta.flip(-1).argsort(dim=-1, stable=True).argsort(dim=-1).flip(-1)
+        assert torch.equal(ranks.long(), expected)
+    else:
+        assert not ranks.long().any()
+
+
+def test_ranks_of_very_long_rows_need_more_bits() -> None:
+    values = torch.arange(70_000, dtype=torch.float32)
+    ranks = row_ranks(values, torch.zeros(70_000))
+    assert ranks.dtype == torch.int32
+    assert torch.equal(ranks.long(), torch.arange(70_000))

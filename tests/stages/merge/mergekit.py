@@ -12,8 +12,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from evolve.stages.merge.plan import tensor_seed
+from evolve.tensors.random import words
 from evolve.tensors.sparsify import drop_
-from evolve.tensors.uniform import words
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping

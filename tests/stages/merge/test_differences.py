@@ -10,11 +10,11 @@ import pytest
 import torch
 
 from evolve.tensors import magnitude
-from evolve.tensors.magnitude import magprune_
 from evolve.tensors.sparsify import trim_
 from tests.stages.merge import reference_more as more
 from tests.stages.merge.test_methods import call
 from tests.stages.merge.test_more_methods import exact, tensors
+from tests.stages.merge.test_more_properties import kept
 
 
 @pytest.mark.parametrize(("density", "epsilon"), [(0.9, 0.15), (0.1, 0.15), (0.5, 0.6)])
@@ -22,9 +22,9 @@ def test_della_clamps_its_probabilities(density: float, epsilon: float) -> None:
     """In mergekit it is an error where density and epsilon reach beyond 0 or 1."""
     base, model, _, _ = tensors((64, 64))
     per_model = {"weight": [1.0], "density": [density], "epsilon": [epsilon]}
-    kept = (call("della_linear", [model], base, per_model=per_model) != base).double().mean().item()
+    share = (call("della_linear", [model], base, per_model=per_model) != base).double().mean().item()
     chances = more.stay_chances(exact(model[0]), density, epsilon)
-    assert kept == pytest.approx(sum(chances) / len(chances), abs=0.04)
+    assert share == pytest.approx(sum(chances) / len(chances), abs=0.04)
     assert min(chances) >= 0
     assert max(chances) <= 1
 
@@ -40,19 +40,19 @@ def test_della_of_one_wide_rows_is_dare() -> None:
 def test_della_divides_each_element_by_its_own_probability() -> None:
     """One factor for all, as in mergekit, makes small elements, which stay rarely, too small."""
     delta = torch.tensor([4.0, 1.0])
-    kept = torch.stack([magprune_(delta.clone(), 0.5, 0.25, seed) for seed in range(200)])
-    assert set(kept[:, 0].tolist()) == {0.0, 4.0 / np.float32(0.75)}
-    assert set(kept[:, 1].tolist()) == {0.0, 4.0}
+    drawn = torch.stack([kept(delta, 0.5, 0.25, seed) for seed in range(200)])
+    assert set(drawn[:, 0].tolist()) == {0.0, 4.0 * np.float32(1 / 0.75)}
+    assert set(drawn[:, 1].tolist()) == {0.0, 4.0}
 
 
 def test_della_ranks_are_exact_in_long_rows() -> None:
     """In bfloat16, 4096 ranks are 768 numbers: neighbours would have the same probability."""
-    limits = magnitude.stay_limits(4096, 0.5, 0.25)
-    assert len(set(limits.tolist())) == 4096
-    table = torch.randn(2, 4096, generator=torch.Generator().manual_seed(0)).numpy()
-    assert np.array_equal(
-        magnitude.descending(table), np.argsort(-np.abs(table).astype(np.float64), axis=1, kind="stable")
-    )
+    delta = torch.randn(2, 4096, generator=torch.Generator().manual_seed(0))
+    ranks = magnitude.row_ranks(delta, torch.zeros(2, 4096)).long()
+    assert torch.equal(ranks, delta.abs().argsort(dim=1).argsort(dim=1))
+    # Every one of them has a probability of its own: a factor of its own.
+    factors = kept(torch.ones(1, 4096) + torch.arange(4096) * 2.0**-20, 0.5, 0.25, 1)
+    assert len(set(factors[factors != 0].tolist())) == int((factors != 0).sum())
 
 
 @pytest.mark.parametrize("gamma", [0.0, 0.01])
