@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from evolve.tensors.blocks import BLOCK
-from evolve.tensors.magnitude import largest, row_ranks
+from evolve.tensors.magnitude import between, largest, row_ranks
 from evolve.tensors.rows import combine, dots, inverse, lengths, matrix, sum_lengths, tiles
 
 SHAPES = [(), (0,), (1,), (7,), (3, 4), (2, 3, 4), (5, 0), (0, 5), (6, 1), (2, BLOCK + 3), (BLOCK + 3, 2)]
@@ -75,13 +75,17 @@ def test_inverse() -> None:
 
 
 @given(
-    st.lists(st.sampled_from([0.0, 0.5, 1.0, 2.0, 3e38]) | st.floats(0, 10, width=32)), st.integers(-1, 30)
+    st.lists(st.sampled_from([0.0, 0.5, 1.0, 2.0, 3e38]) | st.floats(0, 10, width=32)),
+    st.integers(-1, 30),
+    st.integers(0, 30),
 )
-def test_largest_takes_the_first_of_equal_ones(values: list[float], count: int) -> None:
-    order = sorted(range(len(values)), key=lambda i: (-values[i], i))[: max(0, count)]
+def test_order_is_by_size_and_then_by_place(values: list[float], first: int, count: int) -> None:
+    order = sorted(range(len(values)), key=lambda i: (-values[i], i))
     for kind in (np.float32, np.float64):
-        found = largest(np.array(values, kind) + 0.0, count)
-        assert set(np.flatnonzero(found).tolist()) == set(order)
+        numbers = np.array(values, kind) + 0.0
+        found = between(numbers, first, first + count)
+        assert set(np.flatnonzero(found).tolist()) == set(order[max(0, first) : max(0, first + count)])
+        assert set(np.flatnonzero(largest(numbers, count)).tolist()) == set(order[:count])
 
 
 def test_nan_is_the_largest() -> None:

@@ -84,15 +84,12 @@ def _pruned(inputs: Inputs) -> list[Term]:
 
 def _kept(inputs: Inputs, index: int, density: float, epsilon: float) -> tuple[Keep, float]:
     """Return what stays of one task vector: nothing or everything at a density of 0 or 1, as in mergekit."""
-    from evolve.tensors.fused import Everything, RankedChance
-    from evolve.tensors.magnitude import row_ranks
+    from evolve.tensors.fused import Everything
+    from evolve.tensors.magnitude import ranked_chance, row_ranks
 
     tensor, base = inputs.tensors[index], start(inputs)
     if density <= 0 or density >= 1:
         return Everything(), 1.0 if density >= 1 else 0.0
     ranks = inputs.remember("ranks", index, lambda: row_ranks(tensor, base))
-    width = tensor.shape[-1] if tensor.ndim else 1
-    # The only element of a row is its largest and its smallest.
-    lowest, step = (density - epsilon, 2 * epsilon / (width - 1)) if width > 1 else (density, 0.0)
-    keep = RankedChance(inputs.seeds[index], ranks, lowest, step, bool(inputs.shared["rescale"]))
-    return keep, 1.0
+    seed, scaled = inputs.seeds[index], bool(inputs.shared["rescale"])
+    return ranked_chance(ranks, density, epsilon, seed, rescale=scaled), 1.0

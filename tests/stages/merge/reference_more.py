@@ -129,7 +129,7 @@ def magprune(
         for i, (value, chance, word) in enumerate(
             zip(row.ravel(), chances, np.atleast_1d(numbers[index]).ravel(), strict=True)  # type: ignore[index]
         ):
-            if word < chance * 2**32:
+            if word < round(chance * 2**32):
                 out[i] = value / chance if rescale else value
         result[index] = out.reshape(delta[index].shape)  # type: ignore[index]
     return result

@@ -230,6 +230,27 @@ def test_della_keeps_by_rank_and_is_unbiased(density: float, epsilon: float) -> 
     assert (error[possible] <= spread[possible] / chances[possible] + 1e-6).all()
 
 
+def test_della_of_very_long_rows() -> None:
+    """Their ranks do not fit into 16 bits, and the pass is not the compiled one."""
+    delta = torch.randn(70_000, generator=torch.Generator().manual_seed(1))
+    result = kept(delta, 0.5, 0.4, 9, rescale=False) != 0
+    by_rank = result[delta.abs().argsort()].double()
+    assert by_rank[:7000].mean().item() == pytest.approx(0.14, abs=0.02)
+    assert by_rank[-7000:].mean().item() == pytest.approx(0.86, abs=0.02)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+@pytest.mark.parametrize("name", ["della", "della_linear"])
+def test_della_gives_the_same_bits_on_a_gpu(name: str) -> None:
+    *models, base = tensors((300, 70), tie=True)
+    given = arguments(name, models, base)
+    given["per_model"]["density"] = [0.4, 0.5, 0.9]
+    turned = {**given, "models": [m.cuda() for m in models], "base": base.cuda()}
+    on_gpu = call(**turned)
+    assert torch.equal(on_gpu.cpu(), call(**given))
+
+
 def test_della_rows_are_independent() -> None:
     """A row's mask depends on its own ranks and places, not on the other rows."""
     delta = torch.randn(50, 8, generator=torch.Generator().manual_seed(1))
