@@ -5,10 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from evolve.stages.merge.base import Inputs, MergeMethod, Param
-from evolve.stages.merge.sums import task_vectors
+from evolve.stages.merge.sums import start
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from evolve.tensors.rows import Column
 
 
 class ModelStock(MergeMethod):
@@ -22,14 +24,38 @@ class ModelStock(MergeMethod):
     base = "required"
     models = (2, None)
     shared = (Param("filter_wise", False, kind="bool", doc="A t for each row of a tensor."),)
+    stored = True
 
     @staticmethod
     def merge(inputs: Inputs) -> Tensor:
         """Return base + t * mean of the task vectors."""
-        from evolve.tensors.rows import combine, matrix
-        from evolve.tensors.sphere import stock_ratio
+        from evolve.tensors.fused import Term, merge
+        from evolve.tensors.rows import combine
 
-        whole = not inputs.shared["filter_wise"]
-        deltas = task_vectors(inputs)
-        share = stock_ratio([matrix(delta, whole=whole) for delta in deltas]) / len(deltas)
-        return combine(deltas, [share] * len(deltas), start=inputs.base, whole=whole)
+        count = len(inputs.tensors)
+        if not inputs.shared["filter_wise"]:
+            t = float(inputs.remember("stock", None, lambda: _ratio(_deltas(inputs), whole=True))[0])
+            terms = [Term(tensor, 1.0) for tensor in inputs.tensors]
+            return merge(
+                start(inputs), terms, dtype=inputs.out, divisor=count, factor=t, buffers=inputs.buffers
+            )
+        deltas = _deltas(inputs)
+        share = _ratio(deltas, whole=False) / count
+        base = start(inputs).to("cpu", deltas[0].dtype)
+        return combine(deltas, [share] * count, start=base, whole=False).to(inputs.out)
+
+
+def _deltas(inputs: Inputs) -> list[Tensor]:
+    import torch
+
+    from evolve.tensors.interpolate import difference
+
+    base = start(inputs).to("cpu", torch.float32)
+    return [difference(tensor.to("cpu", torch.float32), base) for tensor in inputs.tensors]
+
+
+def _ratio(deltas: list[Tensor], *, whole: bool) -> Column:
+    from evolve.tensors.rows import matrix
+    from evolve.tensors.sphere import stock_ratio
+
+    return stock_ratio([matrix(delta, whole=whole) for delta in deltas])
