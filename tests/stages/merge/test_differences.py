@@ -9,9 +9,11 @@ import numpy as np
 import pytest
 import torch
 
+from evolve.stages.merge import MergeStage
 from evolve.tensors import magnitude
 from evolve.tensors.sparsify import trim_
 from tests.stages.merge import reference_more as more
+from tests.stages.merge.memory import block, random_model
 from tests.stages.merge.test_methods import call
 from tests.stages.merge.test_more_methods import exact, tensors
 from tests.stages.merge.test_more_properties import kept
@@ -62,6 +64,23 @@ def test_breadcrumbs_without_outliers_is_trimming(gamma: float) -> None:
     result = magnitude.drop_outliers_(delta.clone(), 0.9, gamma)
     assert torch.equal(result, trim_(delta.clone(), 0.9))
     assert int((result != 0).sum()) == 57
+
+
+@pytest.mark.parametrize("name", ["breadcrumbs", "breadcrumbs_ties"])
+def test_breadcrumbs_of_a_tiny_tensor_keeps_one_element(name: str) -> None:
+    """One of three at least stays at any density above 0: the one below the outliers, if there is room."""
+    per_model = {"weight": [1.0], "density": [0.1], "gamma": [0.4]}
+    assert call(name, [[1.0, -3.0, 2.0]], [0.0] * 3, per_model=per_model).tolist() == [0.0, 0.0, 2.0]
+    assert call(name, [[5.0]], [0.0], per_model=per_model).tolist() == [5.0]
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
+def test_the_type_of_the_result_is_that_of_the_models(dtype: str) -> None:
+    """The mask of mergekit's arcee_fusion is float32, and so is its result."""
+    models = {key: random_model(seed, dtype=dtype) for seed, key in enumerate("ab")}
+    result = MergeStage.run(block("arcee_fusion", {"a": {}}, base_model="b"), models, seed=0)
+    assert {str(tensor.dtype) for _, tensor in result.tensors()} == {f"torch.{dtype}"}
+    assert {spec.dtype for spec in result.specs.values()} == {dtype}
 
 
 def test_sce_weights_do_not_depend_on_the_size_of_the_changes() -> None:
@@ -120,7 +139,7 @@ def test_karcher_has_no_smallest_length() -> None:
 
 @pytest.mark.parametrize("pair", [("karcher", {}), ("multislerp", {"per_model": {"weight": [1.0, 1.0]}})])
 def test_opposite_directions_have_no_mean(pair: tuple[str, dict[str, Any]]) -> None:
-    """Neither model is preferred: the average is the result. mergekit's karcher takes the first direction."""
+    """Neither is preferred: the average is the result. In mergekit's karcher rounding errors decide."""
     one = tensors((50,))[0]
     for models in ([one, -3 * one], [-3 * one, one]):
         torch.testing.assert_close(call(pair[0], models, **pair[1]), -one)

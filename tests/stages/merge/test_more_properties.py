@@ -13,9 +13,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from evolve.errors import CandidateError
+from evolve.stages.memo import Memo
+from evolve.stages.merge import MergeStage
 from evolve.tensors import blocks, fusion, magnitude, rows
 from evolve.tensors.blocks import BLOCK
 from tests.stages.merge import reference_more as more
+from tests.stages.merge.memory import NAMES, block, random_model
 from tests.stages.merge.test_methods import METHODS, RANDOM, call, load, some_inputs
 from tests.stages.merge.test_more_methods import exact, tensors
 
@@ -257,3 +260,25 @@ def test_della_rows_are_independent() -> None:
     changed = delta.clone()
     changed[20:] *= 100
     assert torch.equal(kept(delta, 0.5, 0.4, 9)[:20], kept(changed, 0.5, 0.4, 9)[:20])
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_what_is_kept_between_candidates_changes_nothing(name: str) -> None:
+    """Other models, another order, another base: what one candidate computed is not taken for another's."""
+    method = load(name)
+    models = {key: random_model(seed, dtype="bfloat16") for seed, key in enumerate("abcd")}
+    memo = Memo()
+    count = min(3, method.models[1] or 3)
+    for chosen in (("a", "b", "c"), ("b", "c", "a"), ("a", "b", "d"), ("d", "c", "b"), ("a", "b", "c")):
+        *some, base = chosen if count < 3 else (*chosen, next(key for key in "abcd" if key not in chosen))
+        given = {p.name: 0.4 for p in (*method.per_model, *method.shared) if p.default is None}
+        entries = dict.fromkeys(some[:count], given if method.per_model else {})
+        keys: dict[str, Any] = {} if method.per_model or not given else {"parameters": given}
+        if method.base == "required":
+            keys["base_model"] = base
+        recipe = block(name, entries, **keys)
+        assert recipe.problems() == []
+        fresh, again = (
+            MergeStage.run(recipe, models, seed=1, memo=kept).tensor(NAMES[1]) for kept in (None, memo)
+        )
+        assert torch.equal(fresh, again)
