@@ -63,8 +63,8 @@ def mergekit_yaml(recipe: Recipe, parents: Mapping[str, Parent], *, notes: Itera
         )
     if document["merge_method"] == "nuslerp" and "nuslerp_flatten" in document.get("parameters", {}):
         lines.append(
-            "where nuslerp_flatten is false, mergekit 0.1.5 takes columns for nuslerp_row_wise: true and rows "
-            "for false: turn nuslerp_row_wise around there for the scored model"
+            "where nuslerp_flatten is false, mergekit 0.1.5 takes columns for nuslerp_row_wise: true and "
+            "rows for false: turn nuslerp_row_wise around there for the scored model"
         )
     return comment(lines) + to_yaml(document)
 
