@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from evolve.cli.options import format_option, run_names, runs_option
-from evolve.cli.output import print_csv, print_json, print_table
+from evolve.cli.output import print_csv, print_json, print_rich, print_table
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -22,8 +22,10 @@ if TYPE_CHECKING:
 @format_option
 def ls(kind: str, runs: Path, style: str) -> None:
     """List methods, samplers, engines, spaces or runs."""
+    if kind == "methods":
+        _methods(style)
+        return
     listers: dict[str, Callable[[], list[dict[str, Any]]]] = {
-        "methods": _methods,
         "samplers": _samplers,
         "engines": _engines,
         "spaces": _spaces,
@@ -40,33 +42,16 @@ def ls(kind: str, runs: Path, style: str) -> None:
         print_table(list(rows[0]), [[_cell(value) for value in row.values()] for row in rows])
 
 
-def _methods() -> list[dict[str, Any]]:
-    from evolve.registry import MERGE_METHODS
+def _methods(style: str) -> None:
+    from evolve.cli.methods import described, flat, tables
 
-    rows = []
-    for name in MERGE_METHODS.names():
-        method = MERGE_METHODS.load(name)
-        fewest, most = method.models
-        rows.append(
-            {
-                "method": name,
-                "base": method.base,
-                "models": str(fewest)
-                if fewest == most
-                else f"{fewest}-{most}"
-                if most
-                else f"{fewest} or more",
-                "per model": [_parameter(param) for param in method.per_model],
-                "whole merge": [_parameter(param) for param in method.shared],
-                "paper": method.paper,
-            }
-        )
-    return rows
-
-
-def _parameter(param: Any) -> str:
-    default = "required" if param.default is None else str(param.default).lower()
-    return f"{param.name}={default}"
+    methods = described()
+    if style == "json":
+        print_json(methods)
+    elif style == "csv":
+        print_csv(list(flat(methods)))
+    else:
+        print_rich(*tables(methods))
 
 
 def _samplers() -> list[dict[str, Any]]:

@@ -61,6 +61,11 @@ def mergekit_yaml(recipe: Recipe, parents: Mapping[str, Parent], *, notes: Itera
             f"{document['merge_method']} drops weights at random: mergekit draws other ones than evolve did, "
             "so the tensors differ from the scored model; --to recipe and --to model keep them"
         )
+    if document["merge_method"] == "nuslerp" and "nuslerp_flatten" in document.get("parameters", {}):
+        lines.append(
+            "where nuslerp_flatten is false, mergekit 0.1.5 takes columns for nuslerp_row_wise: true and "
+            "rows for false: turn nuslerp_row_wise around there for the scored model"
+        )
     return comment(lines) + to_yaml(document)
 
 

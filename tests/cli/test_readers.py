@@ -199,9 +199,7 @@ def test_ls_runs(made):
 
 
 def test_ls_of_registries():
-    methods = {row["method"]: row for row in read_json("ls", "methods")}
-    assert methods["slerp"]["base"] == "required"
-    assert "weight=required" in methods["ties"]["per model"]
+    assert "ties" in {row["method"] for row in read_json("ls", "methods")}
     assert {row["engine"] for row in read_json("ls", "engines")} >= {"hf", "vllm"}
     samplers = read_csv("ls", "samplers")
     assert {row["sampler"] for row in samplers} >= {"cmaes", "tpe", "random"}

@@ -136,6 +136,14 @@ def test_random_methods_say_that_mergekit_draws_anew(material):
     assert "relative to the working directory" in mergekit_yaml(merge_recipe(), PARENTS)
 
 
+def test_nuslerp_says_that_mergekit_takes_columns_for_rows():
+    stage = merge_recipe().pipeline[0]["merge"]
+    for parameters, warned in (({"nuslerp_flatten": False, "nuslerp_row_wise": True}, True), ({}, False)):
+        nuslerp = {**stage, "merge_method": "nuslerp", "parameters": parameters}
+        text = mergekit_yaml(Recipe.make(merge_recipe().models, [{"merge": nuslerp}]), PARENTS)
+        assert ("columns" in text) == warned
+
+
 def test_a_bare_mergekit_file_builds_what_was_exported(material):
     """What we write for mergekit, we read too; names of models become others, so the hash does."""
     recipe = material.baselines["average"]

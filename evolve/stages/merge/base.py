@@ -42,7 +42,7 @@ class Param:
     doc: str = ""
 
 
-def _not_kept(_kind: str, _index: int, compute: Callable[[], Any]) -> Any:
+def _not_kept(_kind: str, _index: int | None, compute: Callable[[], Any]) -> Any:
     return compute()
 
 
@@ -61,7 +61,8 @@ class Inputs:
         dtype: Type of the result for a method that says ``stored``; None: float32.
         buffers: Where such a method gets the memory for the result; None: from the system.
         remember: ``remember(kind, index, compute)`` returns what ``compute()`` gives, kept from an earlier
-            candidate if it can be: for values that depend on model ``index`` and the base alone.
+            candidate if it can be: for values that depend on model ``index`` and the base alone; for None on
+            the models alone, all of them.
     """
 
     name: str
@@ -72,7 +73,7 @@ class Inputs:
     seeds: tuple[int, ...]
     dtype: torch.dtype | None = None
     buffers: Buffers | None = None
-    remember: Callable[[str, int, Callable[[], Any]], Any] = _not_kept
+    remember: Callable[[str, int | None, Callable[[], Any]], Any] = _not_kept
 
     @property
     def out(self) -> torch.dtype:

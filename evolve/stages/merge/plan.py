@@ -118,11 +118,12 @@ class Plan:
             return tensor
         return tensor.to("cpu", torch.float32)
 
-    def _remember(self, tensor: str) -> Callable[[str, int, Callable[[], Any]], Any]:
-        def remember(kind: str, index: int, compute: Callable[[], Any]) -> Any:
+    def _remember(self, tensor: str) -> Callable[[str, int | None, Callable[[], Any]], Any]:
+        def remember(kind: str, index: int | None, compute: Callable[[], Any]) -> Any:
             if self._memo is None:
                 return compute()
-            names = [self._names[index]] + ([] if self._base is None else [self._base])
+            some = self._names if index is None else (self._names[index],)
+            names = [*some, *([] if self._base is None else [self._base])]
             return self._memo.get((kind, tensor), tuple(self._models[name] for name in names), compute)
 
         return remember

@@ -40,8 +40,15 @@ def column(inputs: Inputs, name: str) -> list[float]:
     return [float(values[name]) for values in inputs.per_model]
 
 
-def total(inputs: Inputs, weights: Sequence[float]) -> float:
+def total(
+    inputs: Inputs, weights: Sequence[float], *, mend: str = "change a weight, or set normalize: false"
+) -> float:
     """Return the sum of the weights, by which the sum of the tensors can be divided.
+
+    Args:
+        inputs: Their name is named in the error.
+        weights: One per model.
+        mend: What the error says to do.
 
     Raises:
         CandidateError: They sum to zero, or cancel out but for a millionth.
@@ -51,8 +58,7 @@ def total(inputs: Inputs, weights: Sequence[float]) -> float:
         listed = ", ".join(f"{weight:g}" for weight in weights)
         raise CandidateError(
             "invalid_recipe",
-            f"{inputs.name}: the weights ({listed}) sum to zero and cannot be normalized; change a weight, "
-            "or set normalize: false",
+            f"{inputs.name}: the weights ({listed}) sum to zero and cannot be normalized; {mend}",
         )
     return result
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,6 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from evolve.stages.merge.plan import tensor_seed
+from evolve.tensors.random import words
 from evolve.tensors.sparsify import drop_
 
 if TYPE_CHECKING:
@@ -19,7 +21,7 @@ if TYPE_CHECKING:
     from evolve.weights.model import Model
 
 ROOT = Path(__file__).parents[3]
-PYTHON = ROOT / ".venv-mergekit" / "bin" / "python"
+PYTHON = Path(os.environ.get("MERGEKIT_VENV", ROOT / ".venv-mergekit")) / "bin" / "python"
 
 
 def make_environment() -> str:
@@ -77,5 +79,29 @@ def write_masks(
             ones = torch.ones(spec.shape)
             kept = drop_(ones, density, tensor_seed(seed, name, tensor), rescale=False)
             masks[f"{paths[name]}|{tensor}"] = kept > 0
+    save_file(masks, target)
+    return target
+
+
+def write_ranked_masks(
+    target: Path,
+    models: Mapping[str, Model],
+    paths: Mapping[str, Path],
+    settings: Mapping[str, tuple[float, float]],
+    *,
+    base: str,
+    seed: int,
+) -> Path:
+    """Write what stays in DELLA with these densities and epsilons, one of each for each model."""
+    masks = {}
+    for name, (density, epsilon) in settings.items():
+        for tensor, spec in models[name].specs.items():
+            delta = models[name].tensor(tensor) - models[base].tensor(tensor)
+            rows = delta.reshape(-1, spec.shape[-1])
+            ranks = rows.abs().argsort(dim=1, descending=True, stable=True).argsort(dim=1).double()
+            chances = density + epsilon * (1 - 2 * ranks / (rows.shape[1] - 1))
+            limits = torch.round(chances.clamp(0, 1) * 2**32).reshape(spec.shape)
+            drawn = words(tensor_seed(seed, name, tensor), 0, spec.numel).astype("int64")
+            masks[f"{paths[name]}|{tensor}"] = torch.from_numpy(drawn).reshape(spec.shape) < limits
     save_file(masks, target)
     return target

@@ -17,7 +17,17 @@ from evolve.tensors.sparsify import drop_
 from tests.stages.merge import reference as ref
 
 METHODS = MERGE_METHODS.names()
-WITH_BASE = ("task_arithmetic", "ties", "dare_linear", "dare_ties")
+WITH_BASE = (
+    "task_arithmetic",
+    "ties",
+    "dare_linear",
+    "dare_ties",
+    "della",
+    "della_linear",
+    "breadcrumbs",
+    "breadcrumbs_ties",
+)
+RANDOM = ("dare_linear", "dare_ties", "della", "della_linear")
 # Sixteenths: differences and sums are exact, so that signs and magnitudes tie in both arithmetics or in none.
 values = st.integers(-40, 40).map(lambda n: n / 16)
 weights = st.one_of(st.sampled_from([0.0, 1.0, -0.5]), st.integers(-24, 24).map(lambda n: n / 16))
@@ -181,8 +191,8 @@ def test_odd_shapes_and_untouched_inputs(name: str, shape: tuple[int, ...]) -> N
 
 @pytest.mark.parametrize("name", METHODS)
 def test_transposed_inputs_give_the_transposed_result_of_elementwise_methods(name: str) -> None:
-    if "dare" in name:
-        pytest.skip("masks go by place")
+    if name in RANDOM or name == "arcee_fusion":
+        pytest.skip("masks go by place, or elements by row")
     arguments, _ = some_inputs(name, (6, 4))
     turned = dict(arguments)
     turned["models"] = [m.t() for m in arguments["models"]]
@@ -267,7 +277,7 @@ def test_same_bits_with_any_number_of_threads(name: str) -> None:
 def test_nan_reaches_the_result(name: str) -> None:
     arguments, _ = some_inputs(name, (64,))
     arguments["models"][0][5] = float("nan")
-    if "dare" in name:
+    if name in RANDOM:
         arguments["per_model"]["density"] = [0.0001, 0.0001]
     assert torch.isnan(call(**arguments)).any()
 
