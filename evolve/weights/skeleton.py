@@ -125,7 +125,7 @@ class Skeleton:
         return {name: tuple((t[0] if isinstance(t, list) else t).shape) for name, t in made.items()}
 
     def kind(self, module: str) -> str:
-        """Return the class name of a module by its path in memory, such as ``Conv1D``; "" if there is none."""
+        """Return the class name of the module at a path, such as ``Conv1D``; "" if there is none."""
         try:
             return type(self._model.get_submodule(module)).__name__
         except AttributeError:
@@ -141,7 +141,7 @@ class Skeleton:
             return False
 
     def ends(self) -> tuple[str, str]:
-        """Return the memory names of the input embedding's and of the head's weight, "" where there is none."""
+        """Return the memory names of the embedding's and of the head's weight, "" where there is none."""
         places = {id(module): name for name, module in self._model.named_modules()}
         found = []
         for module in (self._model.get_input_embeddings(), self._model.get_output_embeddings()):
