@@ -8,14 +8,15 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from evolve.errors import ModelError
+from evolve.weights.files import ADAPTER_CONFIG as CONFIG
 from evolve.weights.files import read_json
 from evolve.weights.header import Header, read_header
+from evolve.weights.pickles import convert_tensors, refusal
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
 
 MERGE_COMMAND = (
@@ -177,13 +178,7 @@ def _weights(folder: Path) -> Path:
     if (folder / WEIGHTS).is_file():
         return folder / WEIGHTS
     if (pickle := folder / "adapter_model.bin").is_file():
-        raise ModelError(
-            f"{folder} has pickled weights only ({pickle.name}), and evolve never unpickles. Convert it: "
-            'python -c "import sys, torch, safetensors.torch as s; a, b = sys.argv[1:]; '
-            "w = torch.load(a, map_location='cpu', weights_only=True); "
-            f"s.save_file({{k: v.contiguous().clone() for k, v in w.items()}}, b)\" '{pickle}' "
-            f"'{folder / WEIGHTS}'"
-        )
+        raise ModelError(refusal(folder, [pickle], convert_tensors(pickle, folder / WEIGHTS)))
     raise ModelError(f"{folder} has no {WEIGHTS}: copy or download it")
 
 

@@ -10,6 +10,7 @@ from typing import Any
 from evolve.errors import ModelError
 
 CONFIG = "config.json"
+ADAPTER_CONFIG = "adapter_config.json"
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 

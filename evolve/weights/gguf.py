@@ -8,7 +8,7 @@ import logging
 import re
 import shutil
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from evolve.errors import MissingDependency, ModelError
 from evolve.weights.content import file_digest
@@ -74,8 +74,8 @@ def _turn(out: Path) -> Iterator[None]:
 
 
 def _convert(file: Path, out: Path) -> None:
-    tensors = _read_names(file)
-    need = 4 * sum(tensors.values())
+    stored = _read(file)
+    need = 4 * sum(stored.tensors.values())
     free = shutil.disk_usage(out.parent).free
     if free < need:
         raise ModelError(
@@ -84,7 +84,7 @@ def _convert(file: Path, out: Path) -> None:
         )
     logger.warning("dequantising %s to float32, %.1f GB in %s; this is done once", file, need / 1e9, out)
     model, tokenizer = _load(file)
-    _require_all(file, model, set(tensors))
+    _require_all(file, model, stored)
     try:
         with partial_folder(out) as folder:
             model.save_pretrained(folder)
@@ -96,14 +96,22 @@ def _convert(file: Path, out: Path) -> None:
         raise ModelError(f"{file} cannot be converted into {out}: {error.strerror or error}") from error
 
 
-def _read_names(file: Path) -> dict[str, int]:
-    """Return tensor to its number of elements."""
+class _Stored(NamedTuple):
+    """What a file says of itself: its architecture, and tensor to its number of elements."""
+
+    architecture: str
+    tensors: dict[str, int]
+
+
+def _read(file: Path) -> _Stored:
     try:
         from gguf import GGUFReader
     except ImportError as error:
         raise MissingDependency("a GGUF parent", "gguf>=0.10") from error
     try:
-        return {tensor.name: int(tensor.n_elements) for tensor in GGUFReader(file).tensors}
+        reader = GGUFReader(file)
+        architecture = str(reader.fields["general.architecture"].contents())
+        return _Stored(architecture, {tensor.name: int(tensor.n_elements) for tensor in reader.tensors})
     # The reader raises whatever its parsing stumbles over.
     except Exception as error:
         raise ModelError(
@@ -140,7 +148,7 @@ def _load(file: Path) -> tuple[Any, Any]:
     return model, tokenizer
 
 
-def _require_all(file: Path, model: Any, names: set[str]) -> None:
+def _require_all(file: Path, model: Any, stored: _Stored) -> None:
     """Raise if the file has a tensor that the conversion passes over."""
     from transformers.modeling_gguf_pytorch_utils import (
         TENSOR_PROCESSORS,
@@ -148,9 +156,12 @@ def _require_all(file: Path, model: Any, names: set[str]) -> None:
         get_gguf_hf_weights_map,
     )
 
-    kind = TENSOR_PROCESSORS.get(model.config.model_type.replace("_", ""), TensorProcessor)
+    kind = TENSOR_PROCESSORS.get(stored.architecture, TensorProcessor)
+    # Fused experts are known without the suffix.
     known = get_gguf_hf_weights_map(model, kind(config=model.config.to_dict()))
-    left = sorted(name for name in names if name not in known and name.removesuffix(".weight") not in known)
+    left = sorted(
+        {name for name in stored.tensors if not {name, name.removesuffix(".weight")} & known.keys()}
+    )
     ropes = [name for name in left if _ROPE.fullmatch(name)]
     if ropes:
         raise ModelError(

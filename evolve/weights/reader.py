@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 from evolve.errors import ModelError
 from evolve.weights import tied as tied_head
-from evolve.weights.files import CONFIG, INDEX, WEIGHTS, read_json
+from evolve.weights.files import ADAPTER_CONFIG, CONFIG, INDEX, WEIGHTS, read_json
 from evolve.weights.header import Header, read_header
 from evolve.weights.location import parts
 from evolve.weights.mapped import MappedTensors
 from evolve.weights.model import Model
+from evolve.weights.pickles import pickled
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -130,14 +131,8 @@ def _read_config(folder: Path) -> dict[str, Any]:
     if not folder.is_dir():
         what = "is a file, not a folder" if folder.exists() else "does not exist"
         raise ModelError(f"{folder} {what}: a model is a folder with config.json and safetensors files")
-    if (folder / "adapter_config.json").is_file() and not (folder / CONFIG).is_file():
-        raise ModelError(
-            f"{folder} is a LoRA adapter. LoRA parents are not supported yet: merge it first with "
-            "`AutoPeftModelForCausalLM.from_pretrained(FOLDER).merge_and_unload().save_pretrained(NEW)` of "
-            "peft, and save the base's tokenizer there too"
-        )
     if not (folder / CONFIG).is_file():
-        raise ModelError(f"{folder} has no {CONFIG}: it must be a model in Hugging Face format")
+        raise ModelError(_no_config(folder))
     config = read_json(folder / CONFIG)
     if "auto_map" in config:
         raise ModelError(_custom_code(folder, config))
@@ -147,6 +142,15 @@ def _read_config(folder: Path) -> dict[str, Any]:
             "merged: use the original model, or dequantize it in transformers and save it"
         )
     return config
+
+
+def _no_config(folder: Path) -> str:
+    if (folder / ADAPTER_CONFIG).is_file():
+        base = read_json(folder / ADAPTER_CONFIG).get("base_model_name_or_path") or "BASE"
+        return f"{folder} is an adapter, not a model: name its base and it, as {base}+{folder}"
+    if files := sorted(folder.glob("*.gguf")):
+        return f"{folder} holds a GGUF file: name the file itself, {files[0]}"
+    return f"{folder} has no {CONFIG}: it must be a model in Hugging Face format"
 
 
 def _custom_code(folder: Path, config: Mapping[str, Any]) -> str:
@@ -168,13 +172,8 @@ def _shards(folder: Path) -> list[Path]:
         return [single]
     if index.is_file():
         return [folder / name for name in sorted(set(_weight_map(index).values()))]
-    if pickles := sorted(folder.glob("*.bin")):
-        raise ModelError(
-            f"{folder} has pickled weights only ({pickles[0].name}), and evolve never unpickles. Convert it: "
-            'python -c "import sys, transformers as t; a, b = sys.argv[1:]; '
-            "t.AutoModelForCausalLM.from_pretrained(a, dtype='auto').save_pretrained(b); "
-            f"t.AutoTokenizer.from_pretrained(a).save_pretrained(b)\" '{folder}' '{folder}-safetensors'"
-        )
+    if pickles := pickled(folder):
+        raise ModelError(pickles)
     others = sorted(path.name for path in folder.glob("*.safetensors"))
     found = f"only {', '.join(others[:3])}" if others else "no safetensors files"
     raise ModelError(f"{folder} has no {WEIGHTS} and no {INDEX}, {found}: copy or download the missing file")
