@@ -11,18 +11,18 @@ from evolve.export.recipe import recipe_yaml
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
-    from pathlib import Path
 
     from torch import Tensor
 
     from evolve.config.schema import ScoreConfig
     from evolve.types import Parent, Recipe
+    from evolve.weights.writer import Target
 
 
 def export_model(
     recipe: Recipe,
     parents: Mapping[str, Parent],
-    out: Path,
+    target: Target,
     *,
     name: str,
     score: ScoreConfig | None = None,
@@ -30,12 +30,12 @@ def export_model(
     notes: Sequence[str] = (),
     progress: Callable[[int, int], None] | None = None,
 ) -> None:
-    """Build ``recipe`` into the new folder ``out``.
+    """Build ``recipe`` into a new folder.
 
     Args:
         recipe: All values fixed.
         parents: Name to parent.
-        out: A folder that does not exist, or is empty.
+        target: A folder that does not exist or is empty, or one to replace.
         name: Title of the card.
         score: How it was scored.
         scores: Header and rows of the table of scores.
@@ -64,6 +64,12 @@ def export_model(
                 progress(done, len(model.specs))
             return result
 
-        write_model(replace(model, tensor=counted), out, extra={"README.md": readme, RECIPE_FILE: text})
+        write_model(
+            replace(model, tensor=counted),
+            target.out,
+            extra={"README.md": readme, RECIPE_FILE: text},
+            shard_bytes=target.shard_bytes,
+            replace=target.replace,
+        )
     except CandidateError as error:
         raise UserError(f"recipe {recipe.hash} cannot be built ({error.kind}): {error}") from error

@@ -15,7 +15,17 @@ _NAME = r"[A-Za-z0-9][\w.-]*"
 _REVISION = r"(?:@(?P<revision>[\w./-]+))?"
 _HUB_ID = re.compile(rf"(?P<id>{_NAME}(?:/{_NAME})?){_REVISION}")
 _HUB_FILE = re.compile(rf"(?P<id>{_NAME}/{_NAME})/(?P<file>[\w./-]+\.gguf){_REVISION}")
-_ALLOWED = ["*.safetensors", "*.json", "*.txt", "*.model", "*.tiktoken", "*.jinja"]
+# Cards and licences are for the card of the result.
+_ALLOWED = [
+    "*.safetensors",
+    "*.json",
+    "*.txt",
+    "*.model",
+    "*.tiktoken",
+    "*.jinja",
+    "README.md",
+    "LICEN[CS]E*",
+]
 # Second copies of the weights in other formats, several GB each.
 _IGNORED = ["consolidated*", "original/*", "onnx/*", "openvino/*", "coreml/*"]
 

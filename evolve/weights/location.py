@@ -7,6 +7,10 @@ holds a plus is told apart by looking: what exists as a whole is one part.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from evolve.types import Parent
 
 PLUS = "+"
 
@@ -32,6 +36,25 @@ def revisions(revision: str | None) -> tuple[str | None, ...]:
 def join_revisions(found: tuple[str | None, ...]) -> str | None:
     """Return one text for the revisions of a parent's parts, or None where no part has one."""
     return PLUS.join(part or "" for part in found) if any(found) else None
+
+
+def places(parent: Parent) -> tuple[tuple[str, str | None], ...]:
+    """Return each part of a parent as it was written, with its commit, None for what is on this machine.
+
+    Not told apart by looking, as the source may have been written in another working directory.
+    """
+    count = len(parts(parent.path))
+    pieces = parent.source.split(PLUS)
+    found = parts(parent.source)
+    if len(found) != count:
+        found = tuple(pieces) if len(pieces) == count else (parent.source,)
+    commits = (*revisions(parent.revision), *(None for _ in found))
+    return tuple(zip(found, commits[: len(found)], strict=True))
+
+
+def pinned(place: str, commit: str | None) -> str:
+    """Return one part of a source, at its commit instead of the revision that was written."""
+    return place if commit is None else f"{place.partition('@')[0]}@{commit}"
 
 
 def _exists(place: str) -> bool:

@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,11 +25,22 @@ if TYPE_CHECKING:
 
 # Room for headers, the index and the side files' rounding to blocks.
 _SLACK = 16 << 20
-SHARD_BYTES = 5_000_000_000
-"""Largest file of weights, unless told otherwise: as transformers writes them."""
 # Linux writes at most 2 GiB at once.
 _CHUNK = 1 << 30
 _THREADS = min(2, os.cpu_count() or 1)
+
+
+SHARD_BYTES = 5_000_000_000
+"""Largest file of weights, unless told otherwise."""
+
+
+@dataclass(frozen=True)
+class Target:
+    """Where a model is written, and how; the fields are arguments of :func:`write_model`."""
+
+    out: Path
+    shard_bytes: int = SHARD_BYTES
+    replace: bool = False
 
 
 def write_model(

@@ -31,7 +31,8 @@ from evolve.weights.hub import resolve
 from evolve.weights.reader import open_model
 try:
     parent = resolve("math", sys.argv[1])
-    tensors = 0 if "+" in sys.argv[1] else len(open_model(parent.path).specs)  # with an adapter: imports torch
+    # Opening one with an adapter imports torch.
+    tensors = 0 if "+" in sys.argv[1] else len(open_model(parent.path).specs)
     print(json.dumps([parent.path, parent.revision, parent.source, tensors]))
 except ModelError as error:
     print("ModelError", error)
