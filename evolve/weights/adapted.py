@@ -52,8 +52,8 @@ def with_adapter(base: Model, adapter: Adapter) -> Model:
     """Return ``base`` with ``adapter`` merged into it: ``W + scale * B A``, or DoRA's variant of it.
 
     ``tensor()`` gives the merged weights rounded once to the base's types; ``unrounded()`` gives those that
-    change in float32, so that a merge does not round twice. A tied model whose adapter treats embedding and head differently is
-    no longer tied, since no single tensor could be both.
+    change in float32, so that a merge does not round twice. A tied model whose adapter treats embedding and
+    head differently is no longer tied, since no single tensor could be both.
 
     Raises:
         ModelError: The adapter does not fit the base.
