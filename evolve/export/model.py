@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from evolve.errors import CandidateError, UserError
 from evolve.export.card import RECIPE_FILE, card
 from evolve.export.recipe import recipe_yaml
+from evolve.weights.location import parts
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -49,6 +51,8 @@ def export_model(
     from evolve.weights.reader import open_model
     from evolve.weights.writer import write_model
 
+    if target.replace:
+        _require_no_parent(target.out, parents)
     text = recipe_yaml(recipe, parents, name=name, score=score, notes=notes)
     readme = card(recipe, parents, name=name, recipe_text=text, scores=scores, notes=notes)
     models = {model: open_model(parents[model].path) for model in recipe.models}
@@ -73,3 +77,12 @@ def export_model(
         )
     except CandidateError as error:
         raise UserError(f"recipe {recipe.hash} cannot be built ({error.kind}): {error}") from error
+
+
+def _require_no_parent(out: Path, parents: Mapping[str, Parent]) -> None:
+    """Raise if a parent lies in the folder that is to be replaced."""
+    place = out.resolve()
+    for name, parent in parents.items():
+        for part in parts(parent.path):
+            if Path(part).resolve().is_relative_to(place):
+                raise UserError(f"{out} holds the model {name!r} itself: choose another folder")
