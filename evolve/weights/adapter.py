@@ -123,10 +123,15 @@ class Adapter:
         """Return the factor before B A: alpha / r, or alpha / sqrt(r) where the rank is stabilised.
 
         Raises:
-            ModelError: The rank in the config is not that of the factors.
+            ModelError: The rank in the config is not that of the factors, or it has no numbers.
         """
-        alpha = float(self._patterned("alpha_pattern", module, self.config.get("lora_alpha", 8)))
-        rank = int(self._patterned("rank_pattern", module, self.config.get("r", 8)))
+        try:
+            alpha = float(self._patterned("alpha_pattern", module, self.config.get("lora_alpha", 8)))
+            rank = int(self._patterned("rank_pattern", module, self.config.get("r", 8)))
+        except (TypeError, ValueError, AttributeError, re.error) as error:
+            raise ModelError(f"{self.folder}: {CONFIG} gives no rank or no alpha: {error}") from error
+        if rank < 1 or not math.isfinite(alpha):
+            raise ModelError(f"{self.folder}: {CONFIG} gives {module} rank {rank} and alpha {alpha}")
         down = self.factors[module].down
         if down is not None and self.shape(down)[0] != rank:
             raise ModelError(
@@ -238,7 +243,8 @@ def _sort_in(adapter: Adapter, name: str) -> None:
 
 def _is_saved(adapter: Adapter, module: str) -> bool:
     """Whether the module, or one that it is in, is listed in ``modules_to_save``."""
-    listed = tuple(adapter.config.get("modules_to_save") or ())
+    given = adapter.config.get("modules_to_save") or ()
+    listed = (given,) if isinstance(given, str) else tuple(map(str, given))
     pieces = module.split(".")
     above = (".".join(pieces[: end + 1]) for end in range(len(pieces)))
     return bool(listed) and any(path.endswith(listed) for path in above)

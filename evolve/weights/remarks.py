@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from evolve.weights.adapter import Adapter, read_adapter
+from evolve.weights.files import ADAPTER_CONFIG
 from evolve.weights.location import PLUS, parts, places
 from evolve.weights.vocabulary import vocabulary
 
@@ -19,13 +20,19 @@ _SHOWN = 3
 
 
 def remarks(parents: Mapping[str, Parent], models: Mapping[str, Model]) -> list[str]:
-    """Return a sentence for each doubt about an adapter: another base, other tokens, a head that parts.
+    """Return a sentence for each doubt about an adapter: other base or tokens, a head that parts, no use.
 
     Reads configs and tokenizer files only.
     """
     found = []
     for name, parent in parents.items():
         base, *adapters = parts(parent.path)
+        if (Path(base) / ADAPTER_CONFIG).is_file() and base not in adapters:
+            source, _ = places(parent)[0]
+            found.append(
+                f"models.{name}: {source} also holds an adapter ({ADAPTER_CONFIG}), which is not used: name "
+                f"{source}{PLUS}{source} to merge it"
+            )
         for place, (source, _) in zip(adapters, places(parent)[1:], strict=True):
             adapter = read_adapter(Path(place))
             told = [_other_base(adapter, parent, models[name]), _other_tokens(adapter, Path(base))]

@@ -295,6 +295,12 @@ def test_opening_reads_no_weights(plain, monkeypatch):
         ({"use_dora": True}, "has no magnitude vector"),
         ({"r": 16}, "rank 16, its factors have 8"),
         ({"rank_pattern": {"q_proj": 2}}, "rank 2, its factors have 8"),
+        ({"rank_pattern": ["q_proj"]}, "gives no rank or no alpha"),
+        ({"rank_pattern": {"(": 2}}, "gives no rank or no alpha"),
+        ({"r": None}, "gives no rank or no alpha"),
+        ({"r": 0}, "rank 0 and alpha"),
+        ({"lora_alpha": "much"}, "gives no rank or no alpha"),
+        ({"lora_alpha": float("inf")}, "alpha inf"),
     ],
 )
 def test_what_cannot_be_merged_is_refused_by_name(changes, message, plain, adapter):

@@ -83,6 +83,19 @@ def test_a_head_that_is_no_longer_tied(bases, tmp_path):
     assert told(bases["llama_tied"], make_adapter(tmp_path / "b", Q)) == []
 
 
+def test_an_adapter_beside_the_model_that_is_not_named(bases, tmp_path):
+    folder = shutil.copytree(bases["llama"], tmp_path / "both")
+    for file in make_adapter(tmp_path / "a", Q).iterdir():
+        shutil.copy(file, folder)
+    (message,) = told(folder)
+    assert (
+        f"also holds an adapter (adapter_config.json), which is not used: name {folder}+{folder}" in message
+    )
+    assert told(folder, folder) == []
+    name = f"{Q}.weight"
+    assert not torch.equal(open_model(f"{folder}+{folder}").tensor(name), open_model(folder).tensor(name))
+
+
 def test_build_and_validate_say_it(bases, tmp_path):
     from tests.cli.kit import call, read_json
 
