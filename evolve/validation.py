@@ -94,6 +94,8 @@ def check(loaded: Loaded, *, runs: Path = Path("runs")) -> Checked:
     Raises:
         ConfigError: Everything that is wrong, at once.
     """
+    from evolve.weights.remarks import remarks
+
     parents, models, problems = open_parents(loaded)
     if not problems:
         problems += stage_problems(loaded, models)
@@ -108,7 +110,7 @@ def check(loaded: Loaded, *, runs: Path = Path("runs")) -> Checked:
     problems = _resources(loaded, facts, runs)
     if problems:
         raise ConfigError(problems)
-    return Checked(parents, tuple(_warnings(loaded, facts)), facts)
+    return Checked(parents, (*remarks(parents, models), *_warnings(loaded, facts)), facts)
 
 
 def open_parents(loaded: Loaded) -> tuple[dict[str, Parent], dict[str, Model], list[Problem]]:

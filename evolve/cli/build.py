@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 
 import click
 
-from evolve.cli.options import config_argument, load_config
+from evolve.cli.options import config_argument, force_option, load_config, shard_option, warn
 from evolve.cli.paths import shown
-from evolve.errors import ConfigError, UserError
+from evolve.errors import ConfigError
 
 if TYPE_CHECKING:
     from evolve.config.load import Loaded
@@ -21,7 +21,9 @@ if TYPE_CHECKING:
 @config_argument
 @click.argument("out", type=click.Path(path_type=Path))
 @click.argument("overrides", nargs=-1, metavar="[KEY.PATH=VALUE]...")
-def build(config: Path, out: Path, overrides: tuple[str, ...]) -> None:
+@shard_option
+@force_option
+def build(config: Path, out: Path, overrides: tuple[str, ...], shard_bytes: int, force: bool) -> None:
     """Build the model of CONFIG into the new folder OUT.
 
     CONFIG is a recipe, that is a config without ranges, or a plain mergekit YAML. A range may be filled in
@@ -30,18 +32,18 @@ def build(config: Path, out: Path, overrides: tuple[str, ...]) -> None:
     from evolve.cli.progress import bar
     from evolve.export.model import export_model
     from evolve.space.space import derive_recipe
+    from evolve.weights.writer import Target, require_free
 
     loaded = load_config(config, overrides)
     space = derive_recipe(loaded)
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UserError(f"{out} exists and is not empty: choose another folder, or delete it first")
+    require_free(out, replace=force)
     parents = open_contents(loaded)
     recipe = space.recipe({}, {name: parent.content for name, parent in parents.items()})
     with bar("building") as progress:
         export_model(
             recipe,
             parents,
-            out,
+            Target(out, shard_bytes, force),
             name=loaded.config.name or config.stem,
             score=loaded.config.score,
             progress=progress,
@@ -57,9 +59,12 @@ def open_contents(loaded: Loaded) -> dict[str, Parent]:
     """
     from evolve.validation import open_parents, stage_problems
     from evolve.weights.content import content_of
+    from evolve.weights.remarks import remarks
 
     parents, models, problems = open_parents(loaded)
     problems = problems or stage_problems(loaded, models)
     if problems:
         raise ConfigError(problems)
+    for remark in remarks(parents, models):
+        warn(remark)
     return {name: replace(parent, content=content_of(parent.path)) for name, parent in parents.items()}

@@ -121,6 +121,7 @@ def _export(
     from evolve.cli.progress import bar
     from evolve.export.model import export_model
     from evolve.store.atomic import make_folder, write_text
+    from evolve.weights.writer import Target
 
     if summary.best_recipe is None:
         return
@@ -138,7 +139,7 @@ def _export(
         export_model(
             summary.best_recipe,
             material.parents,
-            model,
+            Target(model),
             name=f"{summary.name}-best",
             score=loaded.config.score,
             scores=text.rows(summary, summary.table),

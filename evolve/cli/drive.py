@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from evolve.cli import logs
+from evolve.cli.options import warn
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -56,14 +57,10 @@ def drive(
             runs=runs,
             allow_config_change=allow_config_change,
             watch=watched,
-            notify=_warn,
+            notify=warn,
         )
     summary = close(folder, say=say)
     print_closing(folder, summary)
-
-
-def _warn(message: str) -> None:
-    click.echo(f"{click.style('Warning:', fg='yellow', bold=True)} {message}", err=True)
 
 
 def _silent(message: str) -> None:

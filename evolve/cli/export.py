@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from evolve.cli.options import run_argument, runs_option
+from evolve.cli.options import force_option, run_argument, runs_option, shard_option
 from evolve.cli.paths import confirm_free, shown
 from evolve.cli.reading import pick_trial, read_run, summary_of
 from evolve.errors import RunError
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from evolve.report.summary import Summary
     from evolve.store.rundir import RunDir
     from evolve.types import Recipe
+    from evolve.weights.writer import Target
 
 
 @click.command()
@@ -37,22 +38,30 @@ if TYPE_CHECKING:
     type=click.Path(path_type=Path, allow_dash=True),
     help="File or folder to write; - for stdout; absent: in the run's folder, below export/.",
 )
+@shard_option
+@force_option
 @runs_option
-def export(run: str, target: str, number: int | None, out: Path | None, runs: Path) -> None:
+def export(
+    run: str, target: str, number: int | None, out: Path | None, shard_bytes: int, force: bool, runs: Path
+) -> None:
     """Write the best of RUN as recipe, mergekit YAML or model."""
+    from evolve.cli.closing import built_recipe
+    from evolve.weights.writer import Target
+
     folder, material = read_run(run, runs)
     summary = summary_of(folder, material)
     trial = _trial(material, summary, number)
     recipe = _recipe(trial)
     place = out or _default(folder, summary, trial, target)
     if target == "model":
-        _model(material, summary, trial, recipe, place, inside=out is None)
+        if out is not None or built_recipe(place) != recipe.hash:
+            _model(material, summary, trial, Target(place, shard_bytes, force))
     else:
         text = _text(material, summary, trial, recipe, target)
         if str(place) == "-":
             click.echo(text, nl=False)
             return
-        if out is not None:
+        if out is not None and not force:
             confirm_free(out)
         _write(place, text)
     click.echo(f"trial {trial.number}: {shown(place.absolute())}")
@@ -114,22 +123,17 @@ def _text(material: Material, summary: Summary, trial: Trial, recipe: Recipe, ta
     )
 
 
-def _model(
-    material: Material, summary: Summary, trial: Trial, recipe: Recipe, place: Path, *, inside: bool
-) -> None:
-    from evolve.cli.closing import built_recipe
+def _model(material: Material, summary: Summary, trial: Trial, target: Target) -> None:
     from evolve.cli.progress import bar
     from evolve.export.model import export_model
 
-    if inside and built_recipe(place) == recipe.hash:
-        return
-    if str(place) == "-":
+    if str(target.out) == "-":
         raise click.UsageError("a model is a folder: name it with --out")
     with bar("exporting") as progress:
         export_model(
-            recipe,
+            _recipe(trial),
             material.parents,
-            place,
+            target,
             name=_title(material, trial),
             score=material.loaded.config.score,
             scores=scores(summary, trial),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -50,9 +51,44 @@ run_argument = click.argument("run", metavar="RUN")
 config_argument = click.argument("config", type=click.Path(path_type=Path))
 
 
+def byte_size(ctx: click.Context, param: click.Parameter, value: str) -> int:
+    """Return the bytes of 5GB, 512MiB or 2000000: units of a thousand, or of 1024 with an i."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(?:([KMGT])(i)?)?B?", value.strip(), re.IGNORECASE)
+    if match is None:
+        raise click.BadParameter(f"{value!r} is no size: write 5GB, 512MiB or a number of bytes", ctx, param)
+    number, unit, binary = match.groups()
+    power = " KMGT".index(unit.upper()) if unit else 0
+    size = int(float(number) * (1024 if binary else 1000) ** power)
+    if size < 1:
+        raise click.BadParameter("must be at least one byte", ctx, param)
+    return size
+
+
+shard_option = click.option(
+    "--max-shard-size",
+    "shard_bytes",
+    metavar="SIZE",
+    default="5GB",
+    show_default=True,
+    callback=byte_size,
+    help="Largest file of weights; a tensor that is larger gets a file of its own.",
+)
+
+force_option = click.option(
+    "--force",
+    is_flag=True,
+    help="Replace the model's folder, or the file, that is in the way, once the new one is finished.",
+)
+
+
 def overrides_argument(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add ``[key.path=value ...]`` to a command."""
     return click.argument("overrides", nargs=-1, metavar="[KEY.PATH=VALUE]...")(command)
+
+
+def warn(message: str) -> None:
+    """Print a warning."""
+    click.echo(f"{click.style('Warning:', fg='yellow', bold=True)} {message}", err=True)
 
 
 def load_config(config: Path, overrides: Sequence[str] = ()) -> Loaded:

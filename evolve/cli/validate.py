@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from evolve.cli.options import config_argument, load_config, overrides_argument, runs_option
+from evolve.cli.options import config_argument, load_config, overrides_argument, runs_option, warn
 from evolve.cli.output import print_json, print_table
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ def validate(config: Path, overrides: tuple[str, ...], runs: Path, style: str) -
         return
     print_table(["", ""], _rows(checked), title=f"{config}: no problems found")
     for warning in checked.warnings:
-        click.echo(f"{click.style('Warning:', fg='yellow', bold=True)} {warning}", err=True)
+        warn(warning)
 
 
 def _rows(checked: Checked) -> list[tuple[str, str]]:

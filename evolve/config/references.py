@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from evolve.config.messages import Complaint
 from evolve.registry import STAGES, did_you_mean
+from evolve.weights.location import parts
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -77,8 +78,9 @@ def adopt(models: dict[str, Any], block: Any, outputs: set[str]) -> tuple[dict[s
 
 
 def _is_folder(reference: str) -> bool:
+    """Whether it is a folder or a file of this machine, adapters aside."""
     try:
-        return File(reference.split("+")[0]).expanduser().is_dir()
+        return File(parts(reference)[0]).expanduser().exists()
     except (OSError, ValueError, RuntimeError):
         return False
 
@@ -86,9 +88,9 @@ def _is_folder(reference: str) -> bool:
 def _short_name(reference: str, taken: set[str]) -> str:
     if not _is_folder(reference) and reference[0] not in "/.~":
         return reference
-    parts = [File(part).parts for part in reference.split("+")]
-    for depth in range(1, max(map(len, parts)) + 1):
-        name = "+".join("-".join(part[-depth:]).strip("/") for part in parts)
+    paths = [File(part).parts for part in parts(reference)]
+    for depth in range(1, max(map(len, paths)) + 1):
+        name = "+".join("-".join(path[-depth:]).strip("/") for path in paths)
         if name and name not in taken:
             return name
     return next(name for count in range(2, len(taken) + 3) if (name := f"model{count}") not in taken)

@@ -156,7 +156,8 @@ class Config(Block):
     name: Annotated[str, AfterValidator(safe_name)] | None = None
     """Name of the run; absent: the stem of the config file."""
     models: dict[Text, Text] = Field(min_length=1)
-    """Name to folder or ``hub/id[@revision]``. Folders are relative to the working directory."""
+    """Name to folder, ``.gguf`` file or ``hub/id[@revision]``; ``+adapter`` behind it adds a LoRA adapter.
+    Folders are relative to the working directory."""
     pipeline: list[dict[str, Any]] = Field(min_length=1)
     """Stages in order, each ``{kind: block}``. Each block is checked by the schema of its stage."""
     score: ScoreConfig | None = None

@@ -11,6 +11,7 @@ import yaml
 from evolve import __version__
 from evolve.export.licence import UNKNOWN, licence_of
 from evolve.export.recipe import source_of
+from evolve.weights.location import places
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -68,7 +69,7 @@ def card(
 def _metadata(recipe: Recipe, parents: Mapping[str, Parent], licences: Mapping[str, str]) -> str:
     kinds = [kind for stage in recipe.pipeline for kind in stage]
     document: dict[str, object] = {
-        "base_model": [_model_id(parent) for parent in parents.values()],
+        "base_model": list(dict.fromkeys(name for parent in parents.values() for name in _model_ids(parent))),
         "library_name": "transformers",
         "tags": ["evolve", *dict.fromkeys(kinds)],
     }
@@ -80,11 +81,19 @@ def _metadata(recipe: Recipe, parents: Mapping[str, Parent], licences: Mapping[s
     return yaml.safe_dump(document, sort_keys=False, allow_unicode=True)
 
 
-def _model_id(parent: Parent) -> str:
-    """Return a hub id, or the name of a folder: the hub refuses a card that has a path there."""
-    if parent.revision is not None:
-        return parent.source.partition("@")[0].partition("+")[0]
-    return re.sub(r"[^\w.-]+", "-", Path(parent.path).name, flags=re.ASCII).strip("-.") or parent.name
+def _model_ids(parent: Parent) -> list[str]:
+    """Return hub ids, and names of folders and files: the hub refuses a card that has a path there."""
+    return [
+        "/".join(place.partition("@")[0].split("/")[:2])
+        if commit is not None
+        else _folder_name(place, parent)
+        for place, commit in places(parent)
+    ]
+
+
+def _folder_name(place: str, parent: Parent) -> str:
+    name = Path(place).expanduser().absolute().name
+    return re.sub(r"[^\w.-]+", "-", name, flags=re.ASCII).strip("-.") or parent.name
 
 
 def _licence_note(licences: Mapping[str, str]) -> str:

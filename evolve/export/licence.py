@@ -7,16 +7,23 @@ from typing import Any
 
 import yaml
 
+from evolve.weights.location import parts
+
 UNKNOWN = "not stated"
 _LONGEST_README = 1_000_000
 
 
-def licence_of(folder: Path | str) -> str:
-    """Return the licence in the front matter of the folder's README, else what its LICENSE file begins with.
+def licence_of(place: Path | str) -> str:
+    """Return the licence of a parent: a folder, or a base and adapters, each with its own.
 
+    That of a folder stands in the front matter of its README, else its LICENSE file begins with it.
     ``not stated`` where there is neither: the reader of a card must not take silence for permission.
     """
-    folder = Path(folder)
+    found = dict.fromkeys(_licence_of(Path(part)) for part in parts(str(place)))
+    return UNKNOWN if UNKNOWN in found else ", ".join(found)
+
+
+def _licence_of(folder: Path) -> str:
     stated = front_matter(folder / "README.md").get("license")
     if isinstance(stated, list):
         stated = ", ".join(str(item) for item in stated)

@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Any
 from evolve import __version__
 from evolve.config.dump import to_yaml
 from evolve.errors import UserError
-from evolve.export.recipe import comment, recipe_document, source_of
+from evolve.export.recipe import comment, recipe_document
+from evolve.weights.gguf import is_gguf
+from evolve.weights.location import PLUS, places
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -54,8 +56,10 @@ def mergekit_yaml(recipe: Recipe, parents: Mapping[str, Parent], *, notes: Itera
     document = mergekit_document(recipe, parents)
     lines = [f"recipe {recipe.hash}, written by evolve {__version__} for mergekit-yaml", *notes]
     used = [parents[name] for name in recipe.models]
-    if any(parent.revision is None and not Path(parent.source).is_absolute() for parent in used):
+    if any(_is_relative(parent) for parent in used):
         lines.append("folders are relative to the working directory of the run")
+    if any(len(places(parent)) > 1 for parent in used):
+        lines.append("adapters (model+adapter): mergekit-yaml needs --lora-merge-cache FOLDER")
     if document["merge_method"] in _RANDOM:
         lines.append(
             f"{document['merge_method']} drops weights at random: mergekit draws other ones than evolve did, "
@@ -70,11 +74,34 @@ def mergekit_yaml(recipe: Recipe, parents: Mapping[str, Parent], *, notes: Itera
 
 
 def _reference(parent: Parent) -> Any:
-    """Return mergekit's reference: a text, or a mapping where a folder's name would be misread."""
-    if parent.revision is not None:
-        return source_of(parent)
-    folder = str(Path(parent.source).expanduser())
-    return {"model": {"path": folder}} if any(mark in folder for mark in "@+") else folder
+    """Return mergekit's reference: a text, or a mapping where a folder's name would be misread.
+
+    Raises:
+        UserError: mergekit has no reference for it.
+    """
+    found = places(parent)
+    ours = "use --to recipe, which `evolve build` reads, or --to model"
+    if len(found) > 2:
+        raise UserError(f"model {parent.name!r} has {len(found) - 1} adapters, mergekit takes one: {ours}")
+    if is_gguf(found[0][0].partition("@")[0]):
+        raise UserError(f"model {parent.name!r} is a GGUF file, which mergekit does not read: {ours}")
+    mappings = [_mapping(place, commit) for place, commit in found]
+    texts = ["@".join(mapping.values()) for mapping in mappings]
+    if not any(mark in mapping["path"] for mapping in mappings for mark in "@+"):
+        return PLUS.join(texts)
+    return dict(zip(("model", "lora"), mappings, strict=False))
+
+
+def _mapping(place: str, commit: str | None) -> dict[str, str]:
+    if commit is not None:
+        return {"path": place.partition("@")[0], "revision": commit}
+    return {"path": str(Path(place).expanduser())}
+
+
+def _is_relative(parent: Parent) -> bool:
+    return any(
+        commit is None and not Path(place).expanduser().is_absolute() for place, commit in places(parent)
+    )
 
 
 def _renamed(value: Any, sources: Mapping[str, Any]) -> Any:

@@ -3,26 +3,28 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from evolve.errors import CandidateError, UserError
 from evolve.export.card import RECIPE_FILE, card
 from evolve.export.recipe import recipe_yaml
+from evolve.weights.location import parts
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
-    from pathlib import Path
 
     from torch import Tensor
 
     from evolve.config.schema import ScoreConfig
     from evolve.types import Parent, Recipe
+    from evolve.weights.writer import Target
 
 
 def export_model(
     recipe: Recipe,
     parents: Mapping[str, Parent],
-    out: Path,
+    target: Target,
     *,
     name: str,
     score: ScoreConfig | None = None,
@@ -30,12 +32,12 @@ def export_model(
     notes: Sequence[str] = (),
     progress: Callable[[int, int], None] | None = None,
 ) -> None:
-    """Build ``recipe`` into the new folder ``out``.
+    """Build ``recipe`` into a new folder.
 
     Args:
         recipe: All values fixed.
         parents: Name to parent.
-        out: A folder that does not exist, or is empty.
+        target: A folder that does not exist or is empty, or one to replace.
         name: Title of the card.
         score: How it was scored.
         scores: Header and rows of the table of scores.
@@ -49,6 +51,8 @@ def export_model(
     from evolve.weights.reader import open_model
     from evolve.weights.writer import write_model
 
+    if target.replace:
+        _require_no_parent(target.out, parents)
     text = recipe_yaml(recipe, parents, name=name, score=score, notes=notes)
     readme = card(recipe, parents, name=name, recipe_text=text, scores=scores, notes=notes)
     models = {model: open_model(parents[model].path) for model in recipe.models}
@@ -64,6 +68,21 @@ def export_model(
                 progress(done, len(model.specs))
             return result
 
-        write_model(replace(model, tensor=counted), out, extra={"README.md": readme, RECIPE_FILE: text})
+        write_model(
+            replace(model, tensor=counted),
+            target.out,
+            extra={"README.md": readme, RECIPE_FILE: text},
+            shard_bytes=target.shard_bytes,
+            replace=target.replace,
+        )
     except CandidateError as error:
         raise UserError(f"recipe {recipe.hash} cannot be built ({error.kind}): {error}") from error
+
+
+def _require_no_parent(out: Path, parents: Mapping[str, Parent]) -> None:
+    """Raise if a parent lies in the folder that is to be replaced."""
+    place = out.resolve()
+    for name, parent in parents.items():
+        for part in parts(parent.path):
+            if Path(part).resolve().is_relative_to(place):
+                raise UserError(f"{out} holds the model {name!r} itself: choose another folder")

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from evolve import __version__
 from evolve.config.dump import to_yaml
 from evolve.errors import ConfigError, Problem
+from evolve.weights.location import PLUS, pinned, places
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -34,12 +35,9 @@ _ORDER = (
 def source_of(parent: Parent) -> str:
     """Return what names the parent anywhere: a folder as it was written, or a hub id with its revision.
 
-    An adapter (``base+adapter``) keeps its place behind the revision.
+    So is each adapter behind a ``+``.
     """
-    if parent.revision is None:
-        return parent.source
-    base, plus, adapter = parent.source.partition("+")
-    return f"{base.partition('@')[0]}@{parent.revision}{plus}{adapter}"
+    return PLUS.join(pinned(place, commit) for place, commit in places(parent))
 
 
 def recipe_document(

@@ -23,6 +23,7 @@ Bits: TypeAlias = "np.ndarray[Any, np.dtype[np.int32]]"
 
 _MOST_DISTINCT = 1 << 16
 _QUANTILES = 1024
+_PART = 1 << 20
 _MAGNITUDE_BITS = np.int32(0x7FFFFFFF)
 
 
@@ -75,9 +76,14 @@ class Selection:
 
 def magnitudes(tensor: Tensor, base: Tensor) -> Bits:
     """Return the magnitudes of ``tensor - base`` as the integers of their float32 bits: the same order."""
-    delta = (tensor.float() - base.float()).contiguous().view(-1)
-    found: Bits = delta.view(torch.int32).cpu().numpy()
-    return np.bitwise_and(found, _MAGNITUDE_BITS, out=found)
+    left, right = tensor.contiguous().view(-1), base.contiguous().view(-1)
+    found: Bits = np.empty(left.numel(), np.int32)
+    # In parts: of the largest tensor there is this array and no other.
+    for start in range(0, found.size, _PART):
+        part = slice(start, start + _PART)
+        delta = (left[part].float() - right[part].float()).cpu()
+        np.bitwise_and(delta.view(torch.int32).numpy(), _MAGNITUDE_BITS, out=found[part])
+    return found
 
 
 def selection(tensor: Tensor, base: Tensor) -> Selection:

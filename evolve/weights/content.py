@@ -11,25 +11,45 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from evolve.errors import ModelError
-from evolve.weights.files import CONFIG, side_files
+from evolve.types import canonical_json
+from evolve.weights.adapter import read_adapter
+from evolve.weights.files import CONFIG, cache_folder, side_files
+from evolve.weights.location import parts
 from evolve.weights.reader import check_tied, weight_files
 
 # A file may change twice within one tick of a coarse clock, so a hash of a file this young is not kept.
 _YOUNG_NS = 2_000_000_000
 
 
+# What an adapter's config says of its training's place, and has no effect on the weights.
+_NO_EFFECT = ("base_model_name_or_path", "revision", "auto_mapping", "peft_version", "inference_mode")
+
+
 def content_of(path: Path | str) -> str:
-    """Return ``sha256:...`` of the model in the folder ``path``.
+    """Return ``sha256:...`` of the model at ``path``: a folder, or a base with adapters joined by ``+``.
 
     It covers config.json, the side files (tokenizer, chat template, generation config) and the weights,
-    each with its name. Hashes are cached per file by size, modification time and inode in
-    ``$XDG_CACHE_HOME/evolve``; without a writable cache they are computed again. When weights are
-    read anew, a tied head that is stored is also compared with the embedding.
+    each with its name, and of an adapter its weights and its config. Hashes are cached per file by size,
+    modification time and inode in ``$XDG_CACHE_HOME/evolve``; without a writable cache they are computed
+    again. When weights are read anew, a tied head that is stored is also compared with the embedding.
 
     Raises:
         ModelError: The folder is no model, or a file changes while it is read.
     """
-    folder = Path(path)
+    first, *adapters = parts(str(path))
+    base = _folder_content(Path(first))
+    if not adapters:
+        return f"sha256:{base}"
+    total = hashlib.sha256(f"base\0{base}\n".encode())
+    for place in adapters:
+        adapter = read_adapter(Path(place))
+        config = {key: value for key, value in adapter.config.items() if key not in _NO_EFFECT}
+        weights = file_digest(adapter.header.path)
+        total.update(f"adapter\0{canonical_json(config)}\0{weights}\n".encode())
+    return f"sha256:{total.hexdigest()}"
+
+
+def _folder_content(folder: Path) -> str:
     files = {file.relative_to(folder).as_posix(): file for file in side_files(folder)}
     files.update({file.name: file for file in weight_files(folder)})
     files[CONFIG] = folder / CONFIG
@@ -37,14 +57,19 @@ def content_of(path: Path | str) -> str:
         check_tied(folder)
     names = sorted(files)
     with ThreadPoolExecutor(max_workers=min(4, os.cpu_count() or 1)) as pool:
-        digests = list(pool.map(_digest, (files[name] for name in names)))
+        digests = list(pool.map(file_digest, (files[name] for name in names)))
     total = hashlib.sha256()
     for name, digest in zip(names, digests, strict=True):
         total.update(f"{name}\0{digest}\n".encode())
-    return f"sha256:{total.hexdigest()}"
+    return total.hexdigest()
 
 
-def _digest(file: Path) -> str:
+def file_digest(file: Path) -> str:
+    """Return the SHA-256 of a file as 64 hex digits, out of the cache where the file is unchanged.
+
+    Raises:
+        ModelError: It cannot be read, or changes meanwhile.
+    """
     known = _cached(file)
     if known is not None:
         return known
@@ -67,9 +92,7 @@ def _key(stat: os.stat_result) -> dict[str, int]:
 
 
 def _entry(file: Path) -> Path:
-    base = os.environ.get("XDG_CACHE_HOME")
-    root = Path(base) if base and Path(base).is_absolute() else Path.home() / ".cache"
-    return root / "evolve" / "content" / hashlib.sha256(os.fsencode(file.resolve())).hexdigest()[:32]
+    return cache_folder("content") / hashlib.sha256(os.fsencode(file.resolve())).hexdigest()[:32]
 
 
 def _cached(file: Path) -> str | None:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Any
+import os
+from pathlib import Path
+from typing import Any
 
 from evolve.errors import ModelError
 
-if TYPE_CHECKING:
-    from pathlib import Path
-
 CONFIG = "config.json"
+ADAPTER_CONFIG = "adapter_config.json"
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 
@@ -54,3 +54,14 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise ModelError(f"{path} must hold a JSON object, not a {type(value).__name__}")
     return value
+
+
+def cache_folder(name: str) -> Path:
+    """Return a folder of the user's cache; it need not exist.
+
+    Raises:
+        RuntimeError: The user has no home folder, and ``XDG_CACHE_HOME`` is not set.
+    """
+    base = os.environ.get("XDG_CACHE_HOME")
+    root = Path(base) if base and Path(base).is_absolute() else Path.home() / ".cache"
+    return root / "evolve" / name

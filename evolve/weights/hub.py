@@ -8,47 +8,77 @@ from pathlib import Path
 from evolve.errors import ModelError
 from evolve.registry import did_you_mean
 from evolve.types import Parent
+from evolve.weights.gguf import converted, is_gguf
+from evolve.weights.location import PLUS, join_revisions, parts
 
-_HUB_ID = re.compile(r"(?P<id>[A-Za-z0-9][\w.-]*(?:/[A-Za-z0-9][\w.-]*)?)(?:@(?P<revision>[\w./-]+))?")
-_ALLOWED = ["*.safetensors", "*.json", "*.txt", "*.model", "*.tiktoken", "*.jinja"]
+_NAME = r"[A-Za-z0-9][\w.-]*"
+_REVISION = r"(?:@(?P<revision>[\w./-]+))?"
+_HUB_ID = re.compile(rf"(?P<id>{_NAME}(?:/{_NAME})?){_REVISION}")
+_HUB_FILE = re.compile(rf"(?P<id>{_NAME}/{_NAME})/(?P<file>[\w./-]+\.gguf){_REVISION}")
+# Cards and licences are for the card of the result.
+_ALLOWED = [
+    "*.safetensors",
+    "*.json",
+    "*.txt",
+    "*.model",
+    "*.tiktoken",
+    "*.jinja",
+    "README.md",
+    "LICEN[CS]E*",
+]
 # Second copies of the weights in other formats, several GB each.
 _IGNORED = ["consolidated*", "original/*", "onnx/*", "openvino/*", "coreml/*"]
 
 
 def resolve(name: str, source: str) -> Parent:
-    """Resolve the model ``name``, which the config says is ``source``, to a local folder.
+    """Resolve the model ``name``, which the config says is ``source``, to what is on this machine.
 
-    A folder is taken relative to the working directory. What is no folder and reads like
-    ``id`` or ``organisation/id``, with ``@revision`` or without, is looked up in the hub and downloaded;
-    the revision becomes that of the commit. ``content`` stays empty.
+    ``source`` is a base, and behind each ``+`` a LoRA adapter. A folder is taken relative to the working
+    directory. What is no folder and reads like ``id`` or ``organisation/id``, with ``@revision`` or without,
+    is looked up in the hub and downloaded; the revision becomes that of the commit. A base may also be a
+    ``.gguf`` file, on disk or in the hub (``organisation/id/file.gguf@revision``): it is dequantised once,
+    into the user's cache. Of several parts, ``path`` and ``revision`` are joined by ``+`` too. ``content``
+    stays empty.
 
     Raises:
         ModelError: There is no such folder, and the hub does not have it or cannot be reached.
     """
     if not source.strip():
         raise ModelError(f"models.{name} is empty: give a folder or a hub id")
+    found = [_resolve_part(name, part) for part in parts(source)]
+    paths = PLUS.join(str(path) for path, _ in found)
+    return Parent(name, source, paths, revision=join_revisions(tuple(revision for _, revision in found)))
+
+
+def _resolve_part(name: str, source: str) -> tuple[Path, str | None]:
+    """Return the folder of one part and its commit, None for what is not from the hub."""
+    if not source.strip():
+        raise ModelError(f"models.{name}: a folder or a hub id is missing beside a +")
     folder = Path(source).expanduser()
     if folder.is_dir():
-        return Parent(name, source, str(folder.absolute()))
+        return folder.absolute(), None
     if folder.exists():
+        if is_gguf(source):
+            return converted(folder.absolute()), None
         raise ModelError(f"models.{name}: {source} is a file: give the folder that holds it")
-    if "+" in source and Path(source.partition("+")[0]).expanduser().is_dir():
-        raise ModelError(
-            f"models.{name}: {source}: LoRA parents (+adapter) are not supported yet: merge the adapter into "
-            "its base with peft's merge_and_unload, save that, and name its folder"
-        )
-    match = _HUB_ID.fullmatch(source)
+    file = _HUB_FILE.fullmatch(source)
+    match = file or _HUB_ID.fullmatch(source)
     # models/typo beside models/base is a path: asking the hub would cost a timeout and a worse message.
     if match is None or (match["revision"] is None and "/" in source and folder.parent.is_dir()):
         raise ModelError(f"models.{name}: no such folder: {folder.absolute()}{_siblings(folder)}")
-    return _from_hub(name, source, match["id"], match["revision"])
+    path, commit = _download(name, source, match["id"], match["revision"], file["file"] if file else None)
+    return (converted(path) if file else path), commit
 
 
-def _from_hub(name: str, source: str, repo: str, revision: str | None) -> Parent:
-    from huggingface_hub import snapshot_download
+def _download(name: str, source: str, repo: str, revision: str | None, file: str | None) -> tuple[Path, str]:
+    """Return the folder or file of the hub's cache, and the commit."""
+    from huggingface_hub import hf_hub_download, snapshot_download
 
     try:
-        folder = Path(
+        if file is not None:
+            path = Path(hf_hub_download(repo, file, revision=revision))
+            return path, path.parents[file.count("/")].name
+        path = Path(
             snapshot_download(repo, revision=revision, allow_patterns=_ALLOWED, ignore_patterns=_IGNORED)
         )
     # The client raises its own errors, those of its HTTP library and the system's: the model is not there.
@@ -58,7 +88,7 @@ def _from_hub(name: str, source: str, repo: str, revision: str | None) -> Parent
             f"models.{name}: {source}: no such folder ({Path(source).absolute()}) and not in the hub "
             f"({reason}){_siblings(Path(source))}"
         ) from error
-    return Parent(name, source, str(folder), revision=folder.name)
+    return path, path.name
 
 
 def _siblings(folder: Path) -> str:

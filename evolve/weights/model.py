@@ -46,6 +46,8 @@ class Model:
         tensor: Returns one tensor by name, with its own storage or one that nobody writes to.
         files: Folder with the tokenizer, generation config and other side files.
         finite: Whether ``tensor`` raises itself where a value is NaN or infinite.
+        exact: Returns one tensor before its rounding to the type in ``specs``, where there is such a thing
+            (a base with an adapter on it); None where ``tensor`` is all there is.
     """
 
     config: Mapping[str, Any]
@@ -53,6 +55,11 @@ class Model:
     tensor: Callable[[str], Tensor]
     files: Path
     finite: bool = False
+    exact: Callable[[str], Tensor] | None = None
+
+    def unrounded(self, name: str) -> Tensor:
+        """Return one tensor in the widest type in which it is known: what arithmetic should start from."""
+        return (self.exact or self.tensor)(name)
 
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
         """Yield every tensor in the order of ``specs``, one at a time."""

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import re
-import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from evolve.errors import ModelError
 from evolve.weights import tied as tied_head
-from evolve.weights.files import CONFIG, INDEX, WEIGHTS, read_json
+from evolve.weights.files import ADAPTER_CONFIG, CONFIG, INDEX, WEIGHTS, read_json
 from evolve.weights.header import Header, read_header
+from evolve.weights.location import parts
+from evolve.weights.mapped import MappedTensors
 from evolve.weights.model import Model
+from evolve.weights.pickles import pickled
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -29,6 +31,9 @@ _MASKED_BIAS = re.compile(r"\.(attn|attention)\.masked_bias$")
 def open_model(path: Path | str) -> Model:
     """Open the model in the folder ``path``: config and safetensors headers now, weights when asked for.
 
+    ``base+adapter`` is a base's folder and a LoRA adapter's, merged tensor by tensor; several adapters are
+    merged in their order.
+
     ``specs`` leaves out a tied head and the buffers that loaders compute themselves (rotary frequencies,
     causal masks). ``config`` always states ``tie_word_embeddings``. Tensors are views of a memory map that
     all threads share; nobody may write to them.
@@ -36,8 +41,19 @@ def open_model(path: Path | str) -> Model:
     Raises:
         ModelError: The folder is missing, damaged, or of a kind that evolve does not read.
     """
+    first, *adapters = parts(str(path))
+    model = _open_folder(Path(first))
+    for adapter in adapters:
+        from evolve.weights.adapted import with_adapter
+        from evolve.weights.adapter import read_adapter
+
+        model = with_adapter(model, read_adapter(Path(adapter).absolute()))
+    return model
+
+
+def _open_folder(folder: Path) -> Model:
     # Weights are mapped later, and Ray Tune changes the working directory of its workers.
-    folder = Path(path).absolute()
+    folder = folder.absolute()
     config = _read_config(folder)
     headers = [read_header(shard) for shard in _shards(folder)]
     stored = _by_name(folder, headers)
@@ -81,18 +97,15 @@ def is_computed_buffer(name: str, spec: TensorSpec) -> bool:
 
 
 class _Reader:
-    """Maps shards on the first read. Safe to call from any number of threads."""
+    """The tensors of one model. Safe to call from any number of threads."""
 
     def __init__(
         self, folder: Path, where: Mapping[str, Header], names: frozenset[str], twin: tuple[str, str] | None
     ) -> None:
         self._folder = folder
-        self._where = where
+        self._read = MappedTensors(where)
         self._names = names
         self._twin = twin
-        self._maps: dict[Path, Any] = {}
-        self._tensors: dict[str, Tensor] = {}
-        self._lock = threading.Lock()
 
     def __call__(self, name: str) -> Tensor:
         if name not in self._names:
@@ -100,16 +113,6 @@ class _Reader:
         if self._twin is not None and name == self._twin[1]:
             self.check_twin()
         return self._read(name)
-
-    def _read(self, name: str) -> Tensor:
-        header = self._where[name]
-        with self._lock:
-            if name not in self._tensors:
-                if header.path not in self._maps:
-                    self._maps[header.path] = _map(header)
-                # A view of the mapped file: it costs an object, no memory.
-                self._tensors[name] = self._maps[header.path].get_tensor(name)
-            return self._tensors[name]
 
     def check_twin(self) -> None:
         """Compare a stored tied head with the embedding, once."""
@@ -124,32 +127,12 @@ class _Reader:
         self._twin = None
 
 
-def _map(header: Header) -> Any:
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        stat = header.path.stat()
-        if (stat.st_size, stat.st_mtime_ns) != (header.size, header.mtime_ns):
-            raise ModelError(
-                f"{header.path} changed after it was opened: start again, and leave it alone meanwhile"
-            )
-        return safe_open(header.path, framework="pt")
-    except (OSError, SafetensorError) as error:
-        raise ModelError(f"{header.path} cannot be mapped: {error}") from error
-
-
 def _read_config(folder: Path) -> dict[str, Any]:
     if not folder.is_dir():
         what = "is a file, not a folder" if folder.exists() else "does not exist"
         raise ModelError(f"{folder} {what}: a model is a folder with config.json and safetensors files")
-    if (folder / "adapter_config.json").is_file() and not (folder / CONFIG).is_file():
-        raise ModelError(
-            f"{folder} is a LoRA adapter. LoRA parents are not supported yet: merge it first with "
-            "`AutoPeftModelForCausalLM.from_pretrained(FOLDER).merge_and_unload().save_pretrained(NEW)` of "
-            "peft, and save the base's tokenizer there too"
-        )
     if not (folder / CONFIG).is_file():
-        raise ModelError(f"{folder} has no {CONFIG}: it must be a model in Hugging Face format")
+        raise ModelError(_no_config(folder))
     config = read_json(folder / CONFIG)
     if "auto_map" in config:
         raise ModelError(_custom_code(folder, config))
@@ -159,6 +142,15 @@ def _read_config(folder: Path) -> dict[str, Any]:
             "merged: use the original model, or dequantize it in transformers and save it"
         )
     return config
+
+
+def _no_config(folder: Path) -> str:
+    if (folder / ADAPTER_CONFIG).is_file():
+        base = read_json(folder / ADAPTER_CONFIG).get("base_model_name_or_path") or "BASE"
+        return f"{folder} is an adapter, not a model: name its base and it, as {base}+{folder}"
+    if files := sorted(folder.glob("*.gguf")):
+        return f"{folder} holds a GGUF file: name the file itself, {files[0]}"
+    return f"{folder} has no {CONFIG}: it must be a model in Hugging Face format"
 
 
 def _custom_code(folder: Path, config: Mapping[str, Any]) -> str:
@@ -180,13 +172,8 @@ def _shards(folder: Path) -> list[Path]:
         return [single]
     if index.is_file():
         return [folder / name for name in sorted(set(_weight_map(index).values()))]
-    if pickles := sorted(folder.glob("*.bin")):
-        raise ModelError(
-            f"{folder} has pickled weights only ({pickles[0].name}), and evolve never unpickles. Convert it: "
-            'python -c "import sys, transformers as t; a, b = sys.argv[1:]; '
-            "t.AutoModelForCausalLM.from_pretrained(a, dtype='auto').save_pretrained(b); "
-            f"t.AutoTokenizer.from_pretrained(a).save_pretrained(b)\" '{folder}' '{folder}-safetensors'"
-        )
+    if pickles := pickled(folder):
+        raise ModelError(pickles)
     others = sorted(path.name for path in folder.glob("*.safetensors"))
     found = f"only {', '.join(others[:3])}" if others else "no safetensors files"
     raise ModelError(f"{folder} has no {WEIGHTS} and no {INDEX}, {found}: copy or download the missing file")

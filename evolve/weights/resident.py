@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     import torch
     from torch import Tensor
@@ -22,7 +22,14 @@ def resident(models: Mapping[str, Model], device: torch.device, budget: int) -> 
     bytes; what is read after that moves again each time, so models larger than the memory work too.
     """
     room = _Room(budget)
-    return {name: replace(model, tensor=_Resident(model, device, room)) for name, model in models.items()}
+    return {
+        name: replace(
+            model,
+            tensor=_Resident(model.tensor, device, room),
+            exact=None if model.exact is None else _Resident(model.exact, device, room),
+        )
+        for name, model in models.items()
+    }
 
 
 class _Room:
@@ -41,8 +48,8 @@ class _Room:
 
 
 class _Resident:
-    def __init__(self, model: Model, device: torch.device, room: _Room) -> None:
-        self._model = model
+    def __init__(self, read: Callable[[str], Tensor], device: torch.device, room: _Room) -> None:
+        self._read = read
         self._device = device
         self._room = room
         self._kept: dict[str, Tensor] = {}
@@ -51,7 +58,7 @@ class _Resident:
         kept = self._kept.get(name)
         if kept is not None:
             return kept
-        tensor = self._model.tensor(name).to(self._device)
+        tensor = self._read(name).to(self._device)
         if self._room.take(tensor.numel() * tensor.element_size()):
             self._kept[name] = tensor
         return tensor

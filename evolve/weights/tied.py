@@ -12,8 +12,8 @@ if TYPE_CHECKING:
 
     from evolve.weights.model import TensorSpec
 
-_HEADS = ("lm_head.weight", "embed_out.weight", "output.weight")
-_EMBEDDINGS = (
+HEADS = ("lm_head.weight", "embed_out.weight", "output.weight")
+EMBEDDINGS = (
     "embed_tokens.weight",
     "wte.weight",
     "embed_in.weight",
@@ -33,7 +33,7 @@ def decide(
     Raises:
         ModelError: The answer contradicts the stored tensors.
     """
-    head = next((name for name in _HEADS if name in specs), None)
+    head = next((name for name in HEADS if name in specs), None)
     embedding = next((name for name in specs if _is_embedding(name)), "")
     stated = config.get("tie_word_embeddings")
     tied = stated if isinstance(stated, bool) else _class_default(config)
@@ -65,7 +65,7 @@ def differ(folder: Path, head: str, embedding: str) -> str:
 
 
 def _is_embedding(name: str) -> bool:
-    return any(name == end or name.endswith(f".{end}") for end in _EMBEDDINGS)
+    return any(name == end or name.endswith(f".{end}") for end in EMBEDDINGS)
 
 
 def _has_head(specs: Mapping[str, TensorSpec], embedding: str) -> bool:

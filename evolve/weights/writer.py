@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
+import ctypes
 import errno
-import fcntl
 import json
 import os
 import shutil
-import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,36 +15,57 @@ from evolve.errors import CandidateError, UserError
 from evolve.weights.ahead import ahead
 from evolve.weights.files import CONFIG, INDEX, WEIGHTS, side_files
 from evolve.weights.header import itemsize, make_header, nbytes
+from evolve.weights.partial import move_in, partial_folder, sync_folder, write_text
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Mapping
 
     from torch import Tensor
 
     from evolve.weights.model import Model, TensorSpec
 
-_PARTIAL = ".partial"
 # Room for headers, the index and the side files' rounding to blocks.
 _SLACK = 16 << 20
+# After so many bytes memory is given back.
+_SETTLE = 64 << 20
 # Linux writes at most 2 GiB at once.
 _CHUNK = 1 << 30
 _THREADS = min(2, os.cpu_count() or 1)
 
 
+SHARD_BYTES = 5_000_000_000
+"""Largest file of weights, unless told otherwise."""
+
+
+@dataclass(frozen=True)
+class Target:
+    """Where a model is written, and how; the fields are arguments of :func:`write_model`."""
+
+    out: Path
+    shard_bytes: int = SHARD_BYTES
+    replace: bool = False
+
+
 def write_model(
-    model: Model, out: Path | str, *, extra: Mapping[str, str] | None = None, shard_bytes: int = 5_000_000_000
+    model: Model,
+    out: Path | str,
+    *,
+    extra: Mapping[str, str] | None = None,
+    shard_bytes: int = SHARD_BYTES,
+    replace: bool = False,
 ) -> None:
     """Write ``model`` into the new folder ``out``, one tensor in memory at a time.
 
     Everything goes into a hidden folder beside ``out``, which is renamed at the end. When writing fails
     nothing stays; when the process is killed a hidden ``.NAME.*.partial`` without a config.json stays, and
-    the next write of the same target removes it.
+    the next write into the same parent folder removes it.
 
     Args:
         model: The model. Side files (tokenizer, chat template, ...) are copied from ``model.files``.
         out: Must not exist, or be an empty folder.
         extra: Name to content of further text files, such as a model card.
-        shard_bytes: Largest safetensors file; a larger tensor gets a file of its own.
+        shard_bytes: Largest safetensors file, its header aside; a larger tensor gets a file of its own.
+        replace: Whether ``out`` may be a model's folder, whose place the new one takes when it is finished.
 
     Raises:
         UserError: The target is taken, or the disk is full or refuses.
@@ -57,26 +77,37 @@ def write_model(
         if Path(name).name != name or name == CONFIG or name.endswith((".safetensors", INDEX)):
             raise ValueError(f"extra file {name!r} must be a plain name, and neither weights nor config")
     try:
-        _require_free(out)
+        taken = require_free(out, replace=replace)
         out.parent.mkdir(parents=True, exist_ok=True)
         _require_space(model, out.parent)
-        with _partial_folder(out) as folder:
+        with partial_folder(out) as folder:
             _write_weights(ahead(model, _THREADS), folder, shard_bytes)
             _write_side_files(model, folder, extra)
             # Last, so that a folder without it is not finished.
-            _write_text(folder / CONFIG, json.dumps(_config(model), indent=2, sort_keys=True) + "\n")
-            _sync_folder(folder)
-            folder.rename(out)
-            _sync_folder(out.parent)
+            write_text(folder / CONFIG, json.dumps(_config(model), indent=2, sort_keys=True) + "\n")
+            sync_folder(folder)
+            move_in(folder, out, replace=taken)
     except OSError as error:
         raise UserError(f"cannot write {out}: {error.strerror or error}{_mend(error)}") from error
 
 
-def _require_free(out: Path) -> None:
-    if out.is_dir() and any(out.iterdir()):
-        raise UserError(f"{out} is not empty: choose another folder, or delete it first")
+def require_free(out: Path, *, replace: bool = False) -> bool:
+    """Check that ``out`` may be written, and return whether there is a model to replace.
+
+    Raises:
+        UserError: It is taken by something else than a model's folder, or by one that must stay.
+    """
     if out.exists() and not out.is_dir():
         raise UserError(f"{out} is a file: choose another folder, or delete it first")
+    if not out.is_dir() or not any(out.iterdir()):
+        return False
+    if not replace:
+        raise UserError(f"{out} is not empty: choose another folder, or delete it first")
+    if out.is_symlink() or not (out / CONFIG).is_file() or not any(out.glob("*.safetensors")):
+        raise UserError(
+            f"{out} is no model's folder, so it is not replaced: choose another, or delete it first"
+        )
+    return True
 
 
 def _require_space(model: Model, parent: Path) -> None:
@@ -88,49 +119,6 @@ def _require_space(model: Model, parent: Path) -> None:
             f"not enough space in {parent}: needed {need / 1e9:.2f} GB, free {free / 1e9:.2f} GB. "
             "Delete something, or choose a folder on another disk"
         )
-
-
-@contextlib.contextmanager
-def _partial_folder(out: Path) -> Iterator[Path]:
-    """Yield a locked hidden folder beside ``out``; remove it unless it was renamed."""
-    # A lock on the parent, so that nobody takes the new folder for a stale one before it is locked itself.
-    with _locked(out.parent):
-        _remove_stale(out)
-        folder = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=_PARTIAL, dir=out.parent))
-        descriptor = os.open(folder, os.O_RDONLY)
-        # Held while writing: this is how _remove_stale tells a killed writer from a busy one.
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-    try:
-        umask = os.umask(0)
-        os.umask(umask)
-        folder.chmod(0o777 & ~umask)
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-        os.close(descriptor)
-
-
-@contextlib.contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)
-
-
-def _remove_stale(out: Path) -> None:
-    for folder in out.parent.iterdir():
-        if not (folder.name.startswith(f".{out.name}.") and folder.name.endswith(_PARTIAL)):
-            continue
-        with contextlib.suppress(OSError):
-            descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                shutil.rmtree(folder)
-            finally:
-                os.close(descriptor)
 
 
 def _write_weights(model: Model, folder: Path, shard_bytes: int) -> None:
@@ -145,7 +133,7 @@ def _write_weights(model: Model, folder: Path, shard_bytes: int) -> None:
         places.update(dict.fromkeys(shard, name))
     total = sum(nbytes(spec) for spec in model.specs.values())
     index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(places.items()))}
-    _write_text(folder / INDEX, json.dumps(index, indent=2) + "\n")
+    write_text(folder / INDEX, json.dumps(index, indent=2) + "\n")
 
 
 def _split(specs: Mapping[str, TensorSpec], shard_bytes: int) -> list[dict[str, TensorSpec]]:
@@ -165,9 +153,25 @@ def _write_shard(model: Model, path: Path, specs: Mapping[str, TensorSpec]) -> N
     ordered = dict(sorted(specs.items(), key=lambda item: -itemsize(item[1].dtype)))
     with path.open("wb", buffering=0) as file:
         _write_all(file.fileno(), memoryview(make_header(ordered)))
+        pending = 0
         for name, spec in ordered.items():
             _write_all(file.fileno(), _bytes_of(name, model.tensor(name), spec))
+            pending += nbytes(spec)
+            if pending >= _SETTLE:
+                pending = 0
+                _settle(file.fileno())
         os.fsync(file.fileno())
+
+
+def _settle(descriptor: int) -> None:
+    """Keep memory from growing with the file: bring it to the disk, give freed blocks back to the system.
+
+    Tensors of many sizes leave holes in glibc's heaps that it keeps: in a merge of 1.5 GB, more than 1 GB.
+    """
+    os.fdatasync(descriptor)
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # not in other C libraries
+    if trim is not None:
+        trim(0)
 
 
 def _bytes_of(name: str, tensor: Tensor, spec: TensorSpec) -> memoryview:
@@ -193,14 +197,7 @@ def _write_side_files(model: Model, folder: Path, extra: Mapping[str, str]) -> N
         target.parent.mkdir(exist_ok=True)
         shutil.copyfile(source, target)
     for name, text in extra.items():
-        _write_text(folder / name, text)
-
-
-def _write_text(path: Path, text: str) -> None:
-    with path.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
+        write_text(folder / name, text)
 
 
 def _config(model: Model) -> dict[str, Any]:
@@ -217,14 +214,6 @@ def _config(model: Model) -> dict[str, Any]:
         if "torch_dtype" in config:
             config["torch_dtype"] = dtype
     return config
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _mend(error: OSError) -> str:

@@ -113,6 +113,56 @@ def test_build_with_the_ranges_filled_in(made, tmp_path):
     assert (tmp_path / "out" / "config.json").exists()
 
 
+def test_build_in_shards_and_over_an_older_model(made, tmp_path):
+    config = tmp_path / "one.yml"
+    models = [{"model": str(made[0].parent / "one"), "parameters": {"weight": 1}}]
+    config.write_text(yaml.safe_dump({"merge_method": "linear", "models": models}))
+    out = tmp_path / "out"
+    call("build", config, out)
+    assert (out / "model.safetensors").exists()
+    assert "is not empty" in call("build", config, out, code=2).stderr
+    call("build", config, out, "--force", "--max-shard-size", "60KB")
+    assert not (out / "model.safetensors").exists()
+    shards = sorted(out.glob("model-*.safetensors"))
+    assert len(shards) > 2
+    assert all(shard.stat().st_size < 70_000 for shard in shards)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["one.yml", "out"]
+    result = call("build", config, made[0].parent / "one", "--force", code=2)
+    assert "holds the model 'one' itself" in result.stderr
+    notes = tmp_path / "notes"
+    notes.mkdir()
+    (notes / "a.txt").write_text("mine")
+    assert "is no model's folder" in call("build", config, notes, "--force", code=2).stderr
+    assert (notes / "a.txt").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [("5GB", 5 * 10**9), ("1.5gb", 15 * 10**8), ("512MiB", 2**29), ("2000000", 2_000_000), ("3 K", 3000)],
+)
+def test_sizes(text, size):
+    from evolve.cli.options import byte_size
+
+    assert byte_size(None, None, text) == size
+
+
+@pytest.mark.parametrize("text", ["", "GB", "-1GB", "5 apples", "0", "0.0001KB", "1e9", "nan"])
+def test_what_is_no_size(text, made, tmp_path):
+    result = call("build", made[0], tmp_path / "out", "--max-shard-size", text, code=2)
+    assert "is no size" in result.stderr or "at least one byte" in result.stderr
+
+
+def test_export_over_an_older_one(made, tmp_path):
+    _, runs = made
+    for target in ("recipe", "model"):
+        place = tmp_path / target
+        command = ("export", "small", "--runs", runs, "--to", target, "--out", place)
+        call(*command)
+        assert call(*command, code=2).stderr
+        call(*command, "--force", "--max-shard-size", "60KB")
+    assert len(list((tmp_path / "model").glob("model-*.safetensors"))) > 2
+
+
 def test_build_shows_every_problem(made, tmp_path):
     merge = "pipeline.0.merge.models"
     fixed = (

@@ -29,6 +29,27 @@ def test_silence_is_no_permission(tmp_path):
     assert licence_of(folder(tmp_path, "f", "---\n- a list\n---\n")) == "not stated"
 
 
+def test_licences_of_base_and_adapter(tmp_path):
+    base = folder(tmp_path, "base+x", "---\nlicense: apache-2.0\n---\n")
+    adapter = folder(tmp_path, "adapter", "---\nlicense: cc-by-nc-4.0\n---\n")
+    silent = folder(tmp_path, "silent")
+    assert licence_of(f"{base}+{adapter}") == "apache-2.0, cc-by-nc-4.0"
+    assert licence_of(f"{base}+{base}") == "apache-2.0"
+    assert licence_of(f"{base}+{silent}") == "not stated"
+
+
+def test_card_names_base_and_adapter(tmp_path):
+    known = {
+        "a": Parent("a", "org/base@main+org/lora", "/x+/y", "f00+ba5", "sha256:1"),
+        "b": Parent("b", "models/b+adapters/my lora", "/x/b+/x/my lora", None, "sha256:2"),
+        "c": Parent("c", "org/base/q4/x.gguf", "/cache/9", "f00", "sha256:3"),
+    }
+    (tmp_path / "README.md").write_text(card(recipe(known), known, name="x", recipe_text=""))
+    found = front_matter(tmp_path / "README.md")
+    assert found["base_model"] == ["org/base", "org/lora", "b", "my-lora"]
+    assert "`org/base@f00+org/lora@ba5`" in (tmp_path / "README.md").read_text()
+
+
 def parents(tmp_path, *licences):
     found = {}
     for index, licence in enumerate(licences):

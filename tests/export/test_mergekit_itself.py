@@ -7,8 +7,10 @@ from pathlib import Path
 import pytest
 import yaml
 
+from evolve.cli.build import open_contents
 from evolve.config.load import load
-from evolve.space.space import derive
+from evolve.export.mergekit import mergekit_yaml
+from evolve.space.space import derive, derive_recipe
 from evolve.weights.reader import open_model
 from tests.cli.kit import call
 from tests.report.synthetic import make_run
@@ -112,6 +114,47 @@ def test_exported_yaml_through_mergekit(mergekit, block, tmp_path):
             tensor, theirs[name], rtol=1e-5, atol=1e-6, msg=lambda text, name=name: f"{name}: {text}"
         )
     assert any(not torch.equal(tensor, base[name]) for name, tensor in ours.items())
+
+
+@pytest.mark.slow
+def test_a_model_with_an_adapter_through_mergekit(mergekit, tmp_path):
+    """Mergekit merges path+lora with peft, into the type of the base, before it merges the models."""
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    base, other = (make_model(tmp_path / name, seed=seed) for seed, name in enumerate(("base", "other")))
+    adapter = tmp_path / "adapter"
+    adapter.mkdir()
+    module = "base_model.model.model.layers.1.mlp.down_proj"
+    factors = {"A": torch.randn(4, 128), "B": 0.1 * torch.randn(64, 4)}
+    save_file(
+        {f"{module}.lora_{key}.weight": value for key, value in factors.items()},
+        adapter / "adapter_model.safetensors",
+    )
+    settings = {"peft_type": "LORA", "r": 4, "lora_alpha": 6, "target_modules": ["layers.1.mlp.down_proj"]}
+    settings |= {"task_type": "CAUSAL_LM", "base_model_name_or_path": str(base), "use_rslora": True}
+    (adapter / "adapter_config.json").write_text(json.dumps(settings))
+    merge = {"merge_method": "linear", "dtype": "float32"}
+    names = {"math": f"{base}+{adapter}", "other": str(other)}
+    merge["models"] = [{"model": name, "parameters": {"weight": 0.5}} for name in names]
+    config = tmp_path / "recipe.yml"
+    config.write_text(yaml.safe_dump({"models": names, "pipeline": [{"merge": merge}]}))
+    call("build", config, tmp_path / "ours")
+    parents = open_contents(load(config))
+    recipe = derive_recipe(load(config)).recipe({}, {name: p.content for name, p in parents.items()})
+    theirs = tmp_path / "theirs.yml"
+    theirs.write_text(mergekit_yaml(recipe, parents))
+    assert yaml.safe_load(theirs.read_text())["models"][0]["model"] == f"{base}+{adapter}"
+    command = [mergekit.with_name("mergekit-yaml"), theirs, tmp_path / "theirs"]
+    subprocess.run([*command, "--lora-merge-cache", tmp_path / "cache"], check=True, capture_output=True)
+    found = load_file(tmp_path / "theirs" / "model.safetensors")
+    for name, tensor in load_file(tmp_path / "ours" / "model.safetensors").items():
+        torch.testing.assert_close(tensor, found[name], rtol=1e-5, atol=1e-6)
+    plain = (open_model(base).tensor(CHANGED) + open_model(other).tensor(CHANGED)) / 2
+    assert not torch.allclose(found[CHANGED], plain, atol=1e-3)
+
+
+CHANGED = "model.layers.1.mlp.down_proj.weight"
 
 
 def constant(job):

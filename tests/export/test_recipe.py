@@ -72,12 +72,16 @@ def test_the_comment_cannot_be_left(material):
     [
         ("org/model", "abc", "org/model@abc"),
         ("org/model@main", "abc", "org/model@abc"),
-        ("org/model@main+org/lora", "abc", "org/model@abc+org/lora"),
+        ("org/model@main+org/lora", "abc+def", "org/model@abc+org/lora@def"),
+        ("org/model@main+mine/lora", "abc+", "org/model@abc+mine/lora"),
+        ("mine/model+org/lora@v1+mine/x", "+def+", "mine/model+org/lora@def+mine/x"),
+        ("org/model/q4/file.gguf@main", "abc", "org/model/q4/file.gguf@abc"),
         ("models/a@b+c", None, "models/a@b+c"),
     ],
 )
 def test_sources_have_their_revision(source, revision, expected):
-    assert source_of(Parent("m", source, "/x", revision)) == expected
+    path = "+".join("/x" for _ in (revision or "").split("+"))
+    assert source_of(Parent("m", source, path, revision)) == expected
 
 
 def merge_recipe(**block):
@@ -114,6 +118,28 @@ def test_mergekit_document():
         ],
         "tokenizer_source": "org/a@f00",
     }
+
+
+def test_mergekit_document_with_adapters():
+    places = {
+        "a": Parent("a", "org/a@main+org/lora", "/cache/a+/cache/lora", "f00+ba5"),
+        "b": Parent("b", "models/b@c+adapters/d", "/somewhere/b+/somewhere/d"),
+        "base": Parent("base", "models/base+adapters/d", "/somewhere/base+/somewhere/d"),
+    }
+    found = mergekit_document(merge_recipe(), places)
+    assert found["base_model"] == "models/base+adapters/d"
+    assert found["models"][0]["model"] == "org/a@f00+org/lora@ba5"
+    lora = {"model": {"path": "models/b@c"}, "lora": {"path": "adapters/d"}}
+    assert found["models"][1]["model"] == lora
+    assert "--lora-merge-cache" in mergekit_yaml(merge_recipe(), places)
+    assert "--lora-merge-cache" not in mergekit_yaml(merge_recipe(), PARENTS)
+    two = {**places, "a": Parent("a", "a+b+c", "/a+/b+/c")}
+    with pytest.raises(UserError, match=r"'a' has 2 adapters, mergekit takes one: .*--to recipe"):
+        mergekit_document(merge_recipe(), two)
+    for source in ("org/x/y.gguf@main", "models/y.GGUF", "models/y.gguf+adapters/d"):
+        gguf = {**places, "a": Parent("a", source, "/y+/d" if "+" in source else "/y")}
+        with pytest.raises(UserError, match="'a' is a GGUF file"):
+            mergekit_document(merge_recipe(), gguf)
 
 
 def test_mergekit_s_own_word_for_the_base_s_tokenizer_stays():

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 
-from evolve.weights import reader
+from evolve.weights import mapped
 from evolve.weights.compat import differences
 from evolve.weights.reader import open_model
 from tests.tiny import make_model
@@ -51,7 +51,7 @@ def test_other_dtype_is_no_difference(base, tmp_path):
 
 def test_no_weights_are_read(base, tmp_path, monkeypatch):
     models = {"base": base, "math": other(tmp_path, vocab=140)}
-    monkeypatch.setattr(reader, "_map", lambda header: pytest.fail("a weight was read"))
+    monkeypatch.setattr(mapped, "_map", lambda header: pytest.fail("a weight was read"))
     assert differences(models)
 
 

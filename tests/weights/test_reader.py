@@ -240,9 +240,9 @@ def test_bad_folders(llama, tmp_path):
         open_model(tmp_path)
 
 
-def test_an_adapter_is_refused_with_the_way_to_merge_it(tmp_path):
-    (tmp_path / "adapter_config.json").write_text("{}")
-    with pytest.raises(ModelError, match="merge_and_unload"):
+def test_an_adapter_alone_is_refused_with_the_way_to_name_it(tmp_path):
+    (tmp_path / "adapter_config.json").write_text('{"base_model_name_or_path": "org/base"}')
+    with pytest.raises(ModelError, match=rf"name its base and it, as org/base\+{tmp_path}"):
         open_model(tmp_path)
 
 
@@ -258,6 +258,39 @@ def test_pickled_weights_are_never_opened_and_the_command_converts_them(copy):
     assert {name: tensor.tolist() for name, tensor in converted.tensors()} == {
         name: tensor.tolist() for name, tensor in want.items()
     }
+
+
+@pytest.mark.parametrize("name", ["weights.pt", "model.pth", "state.bin"])
+def test_a_bare_pickle_is_converted_by_its_command(name, copy):
+    want = {name: tensor.clone() for name, tensor in open_model(copy).tensors()}
+    embedding = want["model.embed_tokens.weight"]
+    torch.save({**want, "lm_head.weight": embedding}, copy / name)  # tied: one storage, two names
+    (copy / "model.safetensors").unlink()
+    torch.save({}, copy / "training_args.bin")
+    with pytest.raises(ModelError, match=rf"only \({name}\), and evolve never unpickles") as caught:
+        open_model(copy)
+    command = str(caught.value).partition("Convert it: ")[2].replace("python ", f"{sys.executable} ", 1)
+    assert "weights_only=True" in command
+    subprocess.run(command, shell=True, check=True, capture_output=True)
+    converted = open_model(copy)
+    assert all(torch.equal(converted.tensor(name), tensor) for name, tensor in want.items())
+
+
+@pytest.mark.parametrize("name", ["weights.pt", pytest.param("pytorch_model.bin", marks=pytest.mark.slow)])
+def test_the_command_runs_no_code_of_a_pickle(name, copy, tmp_path):
+    class Evil:
+        def __reduce__(self):
+            return (Path.touch, (tmp_path / "ran",))
+
+    torch.save({"model.norm.weight": Evil()}, copy / name)
+    (copy / "model.safetensors").unlink()
+    with pytest.raises(ModelError) as caught:
+        open_model(copy)
+    command = str(caught.value).partition("Convert it: ")[2].replace("python ", f"{sys.executable} ", 1)
+    done = subprocess.run(command, shell=True, capture_output=True, text=True)
+    assert done.returncode != 0
+    assert "weights_only" in done.stderr
+    assert not (tmp_path / "ran").exists()
 
 
 @pytest.mark.parametrize(("model_type", "mend"), [("llama", "delete auto_map"), ("own", "built in")])

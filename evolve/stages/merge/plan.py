@@ -112,7 +112,7 @@ class Plan:
     def _read(self, model: str, name: str) -> Tensor:
         import torch
 
-        tensor = self._models[model].tensor(name)
+        tensor = self._models[model].unrounded(name)
         # float64 has no fused pass, and merging is done in float32 anyway. What is not fused runs on the CPU.
         if self._method.stored and tensor.dtype != torch.float64:
             return tensor

@@ -1,0 +1,112 @@
+"""Folders that appear complete or not at all: written beside their place, then renamed."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import re
+import shutil
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+_SUFFIX = ".partial"
+_LEFTOVER = re.compile(r"\..+\.[a-z0-9_]{8}\.partial")
+
+
+@contextlib.contextmanager
+def partial_folder(out: Path) -> Iterator[Path]:
+    """Yield a locked hidden folder beside ``out``; remove it unless it was renamed.
+
+    What killed writers left in the same folder, for whatever target, is removed first.
+    """
+    # A lock on the parent, so that nobody takes the new folder for a stale one before it is locked itself.
+    with _locked(out.parent):
+        _remove_stale(out.parent)
+        folder = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=_SUFFIX, dir=out.parent))
+        descriptor = os.open(folder, os.O_RDONLY)
+        # Held while writing: this is how _remove_stale tells a killed writer from a busy one.
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+    try:
+        umask = os.umask(0)
+        os.umask(umask)
+        folder.chmod(0o777 & ~umask)
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        os.close(descriptor)
+
+
+def move_in(folder: Path, out: Path, *, replace: bool = False) -> None:
+    """Rename a finished folder to ``out``, so that it stays after a power cut.
+
+    Args:
+        folder: What :func:`partial_folder` gave.
+        out: Absent, or an empty folder.
+        replace: Put the old folder away first and remove it at the end. A process that is killed between
+            the two renames leaves no ``out``, and the old folder under a hidden name that the next writer
+            removes.
+    """
+    if not replace:
+        folder.rename(out)
+        sync_folder(out.parent)
+        return
+    with partial_folder(out) as old:
+        out.rename(old)
+        try:
+            folder.rename(out)
+        except BaseException:
+            old.rename(out)
+            raise
+        sync_folder(out.parent)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file to the disk itself."""
+    with path.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def sync_folder(folder: Path) -> None:
+    """Wait until the names in a folder are on the disk."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def sync_tree(folder: Path) -> None:
+    """Wait until a folder and every file below it are on the disk."""
+    for path in sorted(folder.rglob("*"), reverse=True):
+        sync_folder(path)
+    sync_folder(folder)
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _remove_stale(parent: Path) -> None:
+    for folder in parent.iterdir():
+        if not _LEFTOVER.fullmatch(folder.name):
+            continue
+        with contextlib.suppress(OSError):
+            descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(folder)
+            finally:
+                os.close(descriptor)
