@@ -87,6 +87,12 @@ MERGE_METHODS: Registry[type[MergeMethod]] = Registry(
         "dare_linear": "evolve.stages.merge.dare:DareLinear",
         "dare_ties": "evolve.stages.merge.dare:DareTies",
         "passthrough": "evolve.stages.merge.passthrough:Passthrough",
+        "uniform_soup": "evolve.stages.merge.soup:UniformSoup",
+        "wise_ft": "evolve.stages.merge.wise_ft:WiseFt",
+        "geometric_median": "evolve.stages.merge.geometric_median:GeometricMedian",
+        "tsv": "evolve.stages.merge.tsv:Tsv",
+        "fisher": "evolve.stages.merge.fisher:Fisher",
+        "regmean": "evolve.stages.merge.regmean:RegMean",
     },
 )
 
