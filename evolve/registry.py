@@ -102,6 +102,8 @@ SAMPLERS: Registry[SamplerFactory] = Registry(
         "cmaes": "evolve.search.cmaes:make_sampler",
         "tpe": "evolve.search.tpe:make_sampler",
         "random": "evolve.search.random:make_sampler",
+        "grid": "evolve.search.grid:make_sampler",
+        "greedy_soup": "evolve.search.greedy_soup:make_sampler",
     },
 )
 

@@ -28,14 +28,16 @@ def build(config: Path, out: Path, overrides: tuple[str, ...]) -> None:
     by KEY.PATH=VALUE.
     """
     from evolve.cli.progress import bar
+    from evolve.config.files import pinned
     from evolve.export.model import export_model
     from evolve.space.space import derive_recipe
 
     loaded = load_config(config, overrides)
-    space = derive_recipe(loaded)
+    derive_recipe(loaded)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out} exists and is not empty: choose another folder, or delete it first")
     parents = open_contents(loaded)
+    space = derive_recipe(pinned(loaded))
     recipe = space.recipe({}, {name: parent.content for name, parent in parents.items()})
     with bar("building") as progress:
         export_model(

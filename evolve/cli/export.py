@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -46,7 +47,9 @@ def export(run: str, target: str, number: int | None, out: Path | None, runs: Pa
     recipe = _recipe(trial)
     place = out or _default(folder, summary, trial, target)
     if target == "model":
-        _model(material, summary, trial, recipe, place, inside=out is None)
+        place = place if str(place) == "-" else place.absolute()
+        with contextlib.chdir(folder.working_folder):
+            _model(material, summary, trial, recipe, place, inside=out is None)
     else:
         text = _text(material, summary, trial, recipe, target)
         if str(place) == "-":

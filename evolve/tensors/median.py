@@ -94,7 +94,8 @@ def _distinct(squared: Matrix, weight: Matrix, max_iter: int, tol: float) -> Mat
         if held.size == 1 or pulls[best] < weight[best] - slack:
             return _unit(count, best)
         return _on_segment(squared, mean, int(held[0]), int(held[1]))
-    shares, last = mean, -1
+    shares: Matrix = mean
+    last = -1
     for _ in range(max_iter):
         here = np.sqrt(np.maximum(squared @ shares - shares @ squared @ shares / 2, 0.0))
         nearest = int(np.argmin(here))
@@ -135,4 +136,5 @@ def _on_segment(squared: Matrix, mean: Matrix, first: int, second: int) -> Matri
 
 
 def _unit(count: int, place: int) -> Matrix:
-    return np.eye(count)[place]
+    unit: Matrix = np.eye(count)[place]
+    return unit

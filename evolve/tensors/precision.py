@@ -119,4 +119,5 @@ def _solve(left: Tensor, right: Tensor) -> Tensor:
     values, vectors = torch.linalg.eigh(scaled)
     certain = values > noise
     vectors, values = vectors[:, certain], values[certain]
-    return (vectors @ ((vectors.T @ target) / values[:, None])) * scale[:, None]
+    found: Tensor = vectors @ ((vectors.T @ target) / values[:, None])
+    return found * scale[:, None]

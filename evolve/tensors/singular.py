@@ -62,7 +62,8 @@ def _orthogonal(columns: Tensor) -> Tensor:
     """Return the closest matrix with orthonormal columns, or rows where there are more columns than rows."""
     left, values, right = torch.linalg.svd(columns, full_matrices=False)
     rank = _rank(values, columns)
-    return left[:, :rank] @ right[:rank]
+    nearest: Tensor = left[:, :rank] @ right[:rank]
+    return nearest
 
 
 def _rank(values: Tensor, of: Tensor) -> int:

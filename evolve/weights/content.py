@@ -44,6 +44,26 @@ def content_of(path: Path | str) -> str:
     return f"sha256:{total.hexdigest()}"
 
 
+def file_content(path: Path | str) -> str:
+    """Return ``sha256:...`` of one file, cached as that of a model's files is.
+
+    Raises:
+        ModelError: The file cannot be read, or changes while it is read.
+    """
+    return f"sha256:{_digest(Path(path))}"
+
+
+def cache_folder() -> Path:
+    """Return the user's folder for what evolve can compute again. It need not exist.
+
+    Raises:
+        RuntimeError: The user has no home folder.
+    """
+    base = os.environ.get("XDG_CACHE_HOME")
+    root = Path(base) if base and Path(base).is_absolute() else Path.home() / ".cache"
+    return root / "evolve"
+
+
 def _digest(file: Path) -> str:
     known = _cached(file)
     if known is not None:
@@ -67,9 +87,7 @@ def _key(stat: os.stat_result) -> dict[str, int]:
 
 
 def _entry(file: Path) -> Path:
-    base = os.environ.get("XDG_CACHE_HOME")
-    root = Path(base) if base and Path(base).is_absolute() else Path.home() / ".cache"
-    return root / "evolve" / "content" / hashlib.sha256(os.fsencode(file.resolve())).hexdigest()[:32]
+    return cache_folder() / "content" / hashlib.sha256(os.fsencode(file.resolve())).hexdigest()[:32]
 
 
 def _cached(file: Path) -> str | None:

@@ -46,6 +46,7 @@ class Model:
         tensor: Returns one tensor by name, with its own storage or one that nobody writes to.
         files: Folder with the tokenizer, generation config and other side files.
         finite: Whether ``tensor`` raises itself where a value is NaN or infinite.
+        content: ``sha256:...`` of a parent; empty for a computed model, and where nobody asked.
     """
 
     config: Mapping[str, Any]
@@ -53,6 +54,7 @@ class Model:
     tensor: Callable[[str], Tensor]
     files: Path
     finite: bool = False
+    content: str = ""
 
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
         """Yield every tensor in the order of ``specs``, one at a time."""
