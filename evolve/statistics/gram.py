@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from evolve.errors import CandidateError
@@ -16,6 +17,8 @@ MAX_BYTES = 2 << 30
 """Most bytes of inner products that are held at a time, where the caller says nothing."""
 
 _PROBE_TOKENS = 8
+_ROWS = 256
+"""Rows of a product that are made at a time, in float32 and then in float64."""
 
 
 class LinearLayer(NamedTuple):
@@ -79,9 +82,9 @@ def input_grams(
 ) -> Iterator[tuple[str, Tensor]]:
     """Yield each layer's name and ``X.T @ X`` of all its inputs, divided by the number of tokens of the text.
 
-    Products are float32, their sums float64. The layers are taken in groups whose sums, and the largest
-    product beside them, stay within ``max_bytes``; each group takes one pass over the text. The groups do not
-    change the sums.
+    Products are float32, their sums float64. The layers are taken in groups whose sums, and the rows of a
+    product beside them, stay within ``max_bytes``; each group takes one pass over the text. The groups do
+    not change the sums.
 
     Args:
         network: A transformers model in evaluation mode.
@@ -105,7 +108,7 @@ def input_grams(
         while sums:
             name = next(iter(sums))
             total = sums.pop(name)
-            if not bool(torch.isfinite(total).all()):
+            if not math.isfinite(float(total.sum())):  # isfinite would take as much memory again
                 raise CandidateError("non_finite", f"the inputs of {name} are NaN or infinite")
             yield name, total.div_(count)
             del total
@@ -121,7 +124,9 @@ def _accumulate(
 
     def add(name: str, inputs: Tensor) -> None:
         rows = inputs.detach().reshape(-1, inputs.shape[-1]).float()
-        sums[name].add_(rows.T @ rows)
+        for start in range(0, rows.shape[1], _ROWS):
+            part = slice(start, start + _ROWS)
+            sums[name][part].add_(rows[:, part].T @ rows)
 
     count = 0
     with _hooks({name: layers[name].module for name in sums}, add):
@@ -155,7 +160,7 @@ def _groups(layers: Mapping[str, LinearLayer], max_bytes: int) -> Iterator[Seque
     group: list[str] = []
     held = widest = 0
     for name, layer in layers.items():
-        size, product = 8 * layer.inputs**2, 4 * layer.inputs**2
+        size, product = 8 * layer.inputs**2, 12 * layer.inputs * min(layer.inputs, _ROWS)
         if size + product > max_bytes:
             raise CandidateError(
                 "build",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
@@ -10,7 +11,7 @@ from evolve.tensors.blocks import BLOCK, blocks, flat
 from evolve.tensors.interpolate import weighted_sum
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from torch import Tensor
 
@@ -18,19 +19,22 @@ Matrix: TypeAlias = "np.ndarray[Any, np.dtype[np.float64]]"
 
 # As a share of all weights: a pull that is this close to a point's own weight holds it.
 _BALANCE = 1e-9
-# As a share of the largest distance: closer than this, squares of distances are rounding errors.
-_CLOSE = 1e-7
+# As a share of the way by which a place is reckoned from a point: closer than this it is that point.
+_MET = 1e-7
+_HALVINGS = 12
 
 
 def geometric_median(
-    tensors: Sequence[Tensor], weights: Sequence[float], *, max_iter: int = 1000, tol: float = 1e-8
+    tensors: Sequence[Tensor], weights: Sequence[float], *, max_iter: int = 100, tol: float = 1e-8
 ) -> Tensor:
     """Return the point y that minimises ``sum(weight * |tensor - y|)``, each tensor taken as one vector.
 
     Weiszfeld's iteration with the correction of Vardi and Zhang (2000, PNAS 97(4):1423-1426) where it meets
-    one of the points; robust aggregation is Pillutla et al., arXiv:1912.13445. A point that is the median is
-    returned as it is. Where a whole segment is (two models of one weight), the point of it that is closest
-    to the weighted mean is returned. All steps are done on the distances between the tensors, in float64.
+    one of the points; robust aggregation is Pillutla et al., arXiv:1912.13445. Where Newton's step leads
+    further down it is taken instead: close to a point Weiszfeld's steps are endlessly short. A point that is
+    the median is returned as it is. Where a whole segment is (two models of one weight), the point of it that
+    is closest to the weighted mean is returned. All steps are done on the distances between the tensors, in
+    float64.
 
     Args:
         tensors: float32, all of one shape, at least one.
@@ -94,27 +98,68 @@ def _distinct(squared: Matrix, weight: Matrix, max_iter: int, tol: float) -> Mat
         if held.size == 1 or pulls[best] < weight[best] - slack:
             return _unit(count, best)
         return _on_segment(squared, mean, int(held[0]), int(held[1]))
-    shares: Matrix = mean
-    last = -1
+    return _descend(squared, weight, pulls, max_iter, tol)
+
+
+def _descend(squared: Matrix, weight: Matrix, pulls: Matrix, max_iter: int, tol: float) -> Matrix:
+    """Go down from the mean. No point is the median."""
+    distance = np.sqrt(squared)
+    shares: Matrix = weight / weight.sum()
     for _ in range(max_iter):
-        here = np.sqrt(np.maximum(squared @ shares - shares @ squared @ shares / 2, 0.0))
+        here = np.sqrt(np.maximum(_products(squared, shares).diagonal(), 0.0))
         nearest = int(np.argmin(here))
-        met = bool(here[nearest] <= _CLOSE * distance.max())
-        if met and nearest == last:
-            break
-        if met:
-            last, here, shares = nearest, distance[nearest], _unit(count, nearest)
-        others = np.arange(count) != (nearest if met else -1)
-        target = np.where(others, weight, 0.0) / np.where(others, here, 1.0)
-        target /= target.sum()
-        stay = weight[nearest] / pulls[nearest] if met else 0.0
-        moved = (1 - stay) * target + stay * shares
-        step = moved - shares
+        if here[nearest] <= _MET * (np.abs(shares) @ distance[nearest]):
+            # Weiszfeld's formula is 0/0 here: the other points pull against the weight of this one.
+            force = np.divide(
+                weight, distance[nearest], out=np.zeros_like(weight), where=distance[nearest] > 0
+            )
+            stay = weight[nearest] / pulls[nearest]
+            here, start = distance[nearest], _unit(len(weight), nearest)
+            moved: Matrix = (1 - stay) * force / force.sum() + stay * start
+        else:
+            start, force = shares, weight / here
+            found = (force / force.sum(), *_newton(squared, shares, force, here))
+            moved = min(found, key=_height(squared, weight))
+        step = moved - start
         shares = moved
-        length = np.sqrt(max(0.0, -(step @ squared @ step) / 2))
-        if not np.isfinite(length) or length <= tol * (mean @ here):
+        length = math.sqrt(max(0.0, float(-(step @ squared @ step) / 2)))
+        if length <= tol * float(weight @ here) / float(weight.sum()):
             break
     return shares
+
+
+def _products(squared: Matrix, shares: Matrix) -> Matrix:
+    """Return the inner products of the vectors from the points to where the shares are."""
+    # Seen from the closest point: there the squares of distances are no differences of large numbers.
+    origin = int(np.argmin(squared @ shares))
+    apart = squared[origin]
+    inner = (apart[:, None] + apart[None, :] - squared) / 2
+    arms = shares[None, :] - np.eye(len(shares))
+    products: Matrix = arms @ inner @ arms.T
+    return products
+
+
+def _height(squared: Matrix, weight: Matrix) -> Callable[[Matrix], float]:
+    """Return the sum of the weighted distances as a function of the shares."""
+    return lambda shares: float(weight @ np.sqrt(np.maximum(_products(squared, shares).diagonal(), 0.0)))
+
+
+def _newton(squared: Matrix, shares: Matrix, force: Matrix, here: Matrix) -> tuple[Matrix, ...]:
+    """Return where Newton's step and shorter ones lead, or nothing where there is none.
+
+    With the vectors Z from the points, slope Z a and curvature A - Z C Z', the step is Z b, where
+    (A - C Z'Z) b = -a.
+    """
+    products = _products(squared, shares)
+    curve = force.sum() * np.eye(len(shares)) - (force / here**2)[:, None] * products
+    try:
+        step = -np.linalg.solve(curve, force)
+    except np.linalg.LinAlgError:
+        return ()
+    step = step.sum() * shares - step
+    return (
+        tuple(shares + step / 2**halvings for halvings in range(_HALVINGS)) if np.isfinite(step).all() else ()
+    )
 
 
 def _pull(squared: Matrix, distance: Matrix, weight: Matrix, point: int) -> float:

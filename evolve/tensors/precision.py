@@ -103,7 +103,10 @@ def regression_average(
 
 
 def _solve(left: Tensor, right: Tensor) -> Tensor:
-    """Solve ``left @ x = right``, ``left`` positive semidefinite; of many solutions return the smallest."""
+    """Solve ``left @ x = right``, ``left`` positive semidefinite.
+
+    Of many solutions return the smallest, each input counted in units of its size.
+    """
     # Scaled to a diagonal of ones: inputs differ by orders of magnitude.
     scale = left.diagonal().clamp(min=0).sqrt()
     scale = torch.where(scale > 0, scale, torch.ones_like(scale)).reciprocal()

@@ -7,6 +7,7 @@ import re
 from typing import TYPE_CHECKING, Any
 
 from evolve.errors import CandidateError
+from evolve.weights.skeleton import rename, renamings
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -33,7 +34,7 @@ def open_network(model: Model, device: str = "cpu") -> tuple[Any, dict[str, str]
     from transformers import AutoModelForCausalLM
     from transformers.initialization import no_init_weights
 
-    names = parameter_names(model)
+    names = parameter_names(model) or _renamed(model)
     if names is None:
         kind = model.config.get("model_type")
         raise CandidateError(
@@ -49,6 +50,27 @@ def open_network(model: Model, device: str = "cpu") -> tuple[Any, dict[str, str]
         for name, own in names.items():
             state[own].copy_(model.tensor(name))
     return network.to(device).eval(), names
+
+
+def _renamed(model: Model) -> dict[str, str] | None:
+    """Map tensors to parameters where transformers renames them while loading; None: it does more."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    with torch.device("meta"):
+        skeleton = AutoModelForCausalLM.from_config(hf_config(model))
+    plain, _ = renamings(skeleton)
+    wanted = {
+        name: tuple(tensor.shape)
+        for name, tensor in skeleton.state_dict().items()
+        if name not in skeleton.all_tied_weights_keys
+    }
+    originals = {rename(name, plain): name for name in model.specs}
+    try:
+        found = match({new: model.specs[old] for new, old in originals.items()}, wanted)
+    except CandidateError:
+        return None
+    return {originals[new]: own for new, own in found.items()}
 
 
 def hf_config(model: Model) -> Any:

@@ -24,8 +24,8 @@ def unexplained(model: Model) -> list[str]:
         return []
     tied = set(skeleton.all_tied_weights_keys)
     expected = {name: tuple(t.shape) for name, t in skeleton.state_dict().items() if name not in tied}
-    renamings, converts = _renamings(skeleton)
-    stored = {_rename(name, renamings): (name, spec.shape) for name, spec in model.specs.items()}
+    plain, converts = renamings(skeleton)
+    stored = {rename(name, plain): (name, spec.shape) for name, spec in model.specs.items()}
     prefix = f"{skeleton.base_model_prefix}."
     if not any(name.startswith(prefix) for name in stored):
         # Saved from the bare model, as the first GPT-2 was.
@@ -67,7 +67,7 @@ def _skeleton(model: Model) -> Any:
         return AutoModelForCausalLM.from_config(config)
 
 
-def _renamings(skeleton: Any) -> tuple[list[tuple[str, str]], bool]:
+def renamings(skeleton: Any) -> tuple[list[tuple[str, str]], bool]:
     """Return the plain renamings of tensors while loading, and whether anything else happens to them too."""
     from transformers.conversion_mapping import get_model_conversion_mapping
     from transformers.core_model_loading import WeightRenaming
@@ -81,8 +81,9 @@ def _renamings(skeleton: Any) -> tuple[list[tuple[str, str]], bool]:
     return plain, len(plain) < len(steps)
 
 
-def _rename(name: str, renamings: Iterable[tuple[str, str]]) -> str:
-    for source, target in renamings:
+def rename(name: str, plain: Iterable[tuple[str, str]]) -> str:
+    """Return the name that a stored tensor has after loading."""
+    for source, target in plain:
         name = re.sub(source, target.replace("\\", r"\\"), name)
     return name
 

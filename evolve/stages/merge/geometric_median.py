@@ -20,7 +20,7 @@ class GeometricMedian(MergeMethod):
     models = (1, None)
     per_model = (optional_weight("Weight of the model's distance."),)
     shared = (
-        Param("max_iter", 1000, low=1, kind="int", doc="Most steps of Weiszfeld's iteration."),
+        Param("max_iter", 100, low=1, kind="int", doc="Most steps of Weiszfeld's iteration."),
         Param("tol", 1e-8, low=0.0, doc="Stop at a step shorter than this share of the mean distance."),
     )
     mergekit = False
