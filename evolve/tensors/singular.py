@@ -53,19 +53,29 @@ def merge_singular(deltas: Sequence[Tensor], share: float | None = None) -> Tens
 
 def _largest(delta: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
     """Return the left singular vectors, values and right singular vectors, vectors as columns, float64."""
-    left, values, right = torch.linalg.svd(delta.to(torch.float64), full_matrices=False)
-    count = min(count, _rank(values, delta))
-    return left[:, :count], values[:count], right[:count].T
+    if delta.shape[0] > delta.shape[1]:
+        right, values, left = _largest(delta.T, count)
+        return left, values, right
+    wide = delta.to(torch.float64)
+    # In float64 the squares lose nothing that float32 has, and are several times cheaper to take apart.
+    squares, vectors = torch.linalg.eigh(wide @ wide.T)
+    left = vectors.flip(1)[:, : min(count, _rank(squares, delta))]
+    right = wide.T @ left
+    values = right.norm(dim=0)
+    return left, values, right / values
 
 
 def _orthogonal(columns: Tensor) -> Tensor:
     """Return the closest matrix with orthonormal columns, or rows where there are more columns than rows."""
-    left, values, right = torch.linalg.svd(columns, full_matrices=False)
-    rank = _rank(values, columns)
-    nearest: Tensor = left[:, :rank] @ right[:rank]
+    if columns.shape[0] < columns.shape[1]:
+        return _orthogonal(columns.T).T
+    squares, vectors = torch.linalg.eigh(columns.T @ columns)
+    certain = slice(len(squares) - _rank(squares, columns), None)
+    roots = vectors[:, certain] * squares[certain].rsqrt()
+    nearest: Tensor = columns @ (roots @ vectors[:, certain].T)
     return nearest
 
 
-def _rank(values: Tensor, of: Tensor) -> int:
-    """Return how many singular values stand out from the rounding errors of float32."""
-    return int((values > values[0] * max(of.shape) * _EPSILON).sum())
+def _rank(squares: Tensor, of: Tensor) -> int:
+    """Return how many singular values, squared, stand out from the rounding errors of float32."""
+    return int((squares > squares[-1] * (max(of.shape) * _EPSILON) ** 2).sum())
