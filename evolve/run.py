@@ -120,9 +120,9 @@ def run(
             study=study_name(prepared),
         )
         _check_study(prepared)
-        _prepare_stages(prepared)
         if watch is not None:
             stack.enter_context(watch(folder))
+        _prepare_stages(prepared)
         drive(prepared)
     return folder
 
