@@ -100,6 +100,12 @@ MERGE_METHODS: Registry[type[MergeMethod]] = Registry(
         "nearswap": "evolve.stages.merge.nearswap:NearSwap",
         "arcee_fusion": "evolve.stages.merge.arcee_fusion:ArceeFusion",
         "passthrough": "evolve.stages.merge.passthrough:Passthrough",
+        "uniform_soup": "evolve.stages.merge.soup:UniformSoup",
+        "wise_ft": "evolve.stages.merge.wise_ft:WiseFt",
+        "geometric_median": "evolve.stages.merge.geometric_median:GeometricMedian",
+        "tsv": "evolve.stages.merge.tsv:Tsv",
+        "fisher": "evolve.stages.merge.fisher:Fisher",
+        "regmean": "evolve.stages.merge.regmean:RegMean",
     },
 )
 
@@ -109,6 +115,8 @@ SAMPLERS: Registry[SamplerFactory] = Registry(
         "cmaes": "evolve.search.cmaes:make_sampler",
         "tpe": "evolve.search.tpe:make_sampler",
         "random": "evolve.search.random:make_sampler",
+        "grid": "evolve.search.grid:make_sampler",
+        "greedy_soup": "evolve.search.greedy_soup:make_sampler",
     },
 )
 

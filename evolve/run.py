@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from evolve.errors import RunError, UserError
-from evolve.types import content_hash
+from evolve.types import content_hash, without_paths
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -122,6 +122,7 @@ def run(
         _check_study(prepared)
         if watch is not None:
             stack.enter_context(watch(folder))
+        _prepare_stages(prepared)
         drive(prepared)
     return folder
 
@@ -139,8 +140,9 @@ def prepare(
         UserError: Something is wrong; nothing was written, unless the folder is new.
     """
     from evolve import validation
+    from evolve.config.files import pinned
     from evolve.score.scorer import Scorer
-    from evolve.search.population import default_population
+    from evolve.search.population import population_of
     from evolve.space.space import derive_search
     from evolve.weights.content import content_of
 
@@ -150,13 +152,14 @@ def prepare(
     for warning in checked.warnings:
         if notify is not None:
             notify(warning)
+    loaded = pinned(loaded)
     parents = {
         name: replace(parent, content=content_of(parent.path)) for name, parent in checked.parents.items()
     }
     score = _resolved(config.score)
     scorer = Scorer(score)
     scorer.prepare()
-    population = config.search.population or default_population(len(space.genes))
+    population = population_of(config.search, len(space.genes))
     folder, changed = _open_folder(loaded, parents, runs=runs, allow_config_change=allow_config_change)
     return Prepared(loaded, folder, parents, score, scorer.fingerprint, population, changed)
 
@@ -208,6 +211,7 @@ def _identity(loaded: Loaded, parents: Mapping[str, Parent]) -> dict[str, Any]:
     """Return the config as it decides results: parents by content, no paths."""
     document: dict[str, Any] = loaded.config.model_dump(mode="json", exclude={"name", "models"})
     document["models"] = {name: parent.content for name, parent in parents.items()}
+    document["pipeline"] = without_paths(document["pipeline"])
     return document
 
 
@@ -225,6 +229,21 @@ def study_name(prepared: Prepared) -> str:
         "score": prepared.score_key,
     }
     return f"{prepared.folder.meta['name']}-{content_hash(shape)}"
+
+
+def _prepare_stages(prepared: Prepared) -> None:
+    """Gather what every candidate needs of the parents, in this process: evaluators find it on the disk."""
+    from evolve.stages.pipeline import prepare as prepare_stages
+    from evolve.weights.reader import open_model
+
+    stages = prepared.loaded.stages
+    if any(block.measured for _, block in stages):
+        prepared.folder.write_state(phase="statistics")
+        models = {
+            name: replace(open_model(parent.path), content=parent.content)
+            for name, parent in prepared.parents.items()
+        }
+        prepare_stages(stages, models)
 
 
 def _check_study(prepared: Prepared) -> None:
@@ -272,6 +291,7 @@ def evaluator_spec(prepared: Prepared) -> EvaluatorSpec:
         fingerprint=prepared.fingerprint,
         threads=max(1, int(config.engine.cpus)),
         seed=config.search.seed,
+        folder=str(Path.cwd()),
     )
 
 

@@ -42,6 +42,19 @@ def content_hash(value: Any) -> str:
     return hashlib.sha256(canonical_json(value).encode()).hexdigest()[:16]
 
 
+def without_paths(value: Any) -> Any:
+    """Return plain data without the paths of files whose content stands beside them.
+
+    What a file holds decides a result, where it is does not.
+    """
+    if isinstance(value, list):
+        return [without_paths(item) for item in value]
+    if not isinstance(value, dict):
+        return value
+    known = isinstance(value.get("content"), str)
+    return {key: without_paths(item) for key, item in value.items() if not (known and key == "path")}
+
+
 @dataclass(frozen=True)
 class Parent:
     """A model that exists, resolved to one revision.
@@ -67,7 +80,8 @@ class Recipe:
 
     Attributes:
         text: Canonical JSON of ``{"models": {name: content}, "pipeline": [{stage: block}, ...]}``.
-            Only stages that are on, and only models that they use. No path, no host name.
+            Only stages that are on, and only models that they use. No host name; a path only beside the
+            content of its file, and not in the hash.
     """
 
     text: str
@@ -80,6 +94,9 @@ class Recipe:
     @cached_property
     def hash(self) -> str:
         """16 hex digits that identify the recipe: duplicate check, cache key, identity on resume."""
+        if '"path"' in self.text:
+            pipeline = without_paths(self.pipeline)
+            return content_hash({"models": self.models, "pipeline": pipeline})
         return hashlib.sha256(self.text.encode()).hexdigest()[:16]
 
     @property

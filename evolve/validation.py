@@ -52,6 +52,7 @@ class Facts:
         disk_free: Bytes free where the run's folder will be.
         items: Task name to the number of items of a search score and of the holdout.
         seconds: Rough time of the search.
+        most: Trials after which the search ends by itself, or None.
     """
 
     genes: int
@@ -67,6 +68,7 @@ class Facts:
     disk_free: int
     items: Mapping[str, tuple[int, int]]
     seconds: float
+    most: int | None = None
 
 
 @dataclass(frozen=True)
@@ -157,18 +159,20 @@ def _tasks(loaded: Loaded, score: ScoreConfig) -> tuple[dict[str, tuple[int, int
 def _facts(
     loaded: Loaded, models: Mapping[str, Model], items: Mapping[str, tuple[int, int]], runs: Path
 ) -> Facts:
-    from evolve.search.population import default_population
+    from evolve.search.population import most_trials, population_of
     from evolve.space.space import derive
 
     config = loaded.config
-    genes = len(derive(loaded).genes)
-    population = config.search.population or default_population(max(genes, 1))
+    space = derive(loaded).genes
+    genes = len(space)
+    population = population_of(config.search, max(genes, 1))
     largest = max(models.values(), key=lambda model: _bytes(model))
     parameters = sum(spec.numel for spec in largest.specs.values())
     evaluators = config.engine.evaluators or _evaluators(config.engine.cpus, config.engine.gpus)
     if config.engine.kind == "inline":
         evaluators = 1
-    trials = config.search.trials
+    most = most_trials(config.search, space) if space else None
+    trials = config.search.trials if most is None else min(most, config.search.trials)
     width = _engine_bytes(config.score)
     weights = parameters * width if width else _bytes(largest)
     widest = max((spec.numel for spec in largest.specs.values()), default=0)
@@ -187,7 +191,8 @@ def _facts(
         disk=_bytes(largest) + trials * 300_000,
         disk_free=shutil.disk_usage(_existing(runs)).free,
         items=dict(items),
-        seconds=candidate * (trials + len(models) + 1) / evaluators,
+        seconds=candidate * (trials + len(models) + 1) / min(evaluators, population),
+        most=most,
     )
 
 
@@ -228,13 +233,19 @@ def _warnings(loaded: Loaded, facts: Facts) -> list[str]:
     if not facts.genes:
         return []
     found = []
-    if facts.population % facts.evaluators:
+    if facts.most is not None:
+        if facts.trials < facts.most:
+            found.append(
+                f"sampler {loaded.config.search.sampler} takes {facts.most} trials here: with search.trials "
+                f"{facts.trials} it does not come to its end"
+            )
+    elif facts.population % facts.evaluators:
         found.append(
             f"the population of {facts.population} is no multiple of the {facts.evaluators} evaluators: "
             "some wait at the end of each generation; set search.population to "
             f"{math.ceil(facts.population / facts.evaluators) * facts.evaluators}"
         )
-    if facts.trials < 10 * facts.population:
+    if facts.most is None and facts.trials < 10 * facts.population:
         found.append(
             f"{facts.trials} trials are {facts.trials / facts.population:.1f} generations of "
             f"{facts.population}; {facts.genes} genes want at least 10: set search.trials to "

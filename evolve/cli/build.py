@@ -30,14 +30,16 @@ def build(config: Path, out: Path, overrides: tuple[str, ...], shard_bytes: int,
     by KEY.PATH=VALUE.
     """
     from evolve.cli.progress import bar
+    from evolve.config.files import pinned
     from evolve.export.model import export_model
     from evolve.space.space import derive_recipe
     from evolve.weights.writer import Target, require_free
 
     loaded = load_config(config, overrides)
-    space = derive_recipe(loaded)
+    derive_recipe(loaded)
     require_free(out, replace=force)
     parents = open_contents(loaded)
+    space = derive_recipe(pinned(loaded))
     recipe = space.recipe({}, {name: parent.content for name, parent in parents.items()})
     with bar("building") as progress:
         export_model(

@@ -5,6 +5,7 @@ Done a second time it repeats nothing: the exported folder and its score belong 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import shlex
@@ -135,7 +136,7 @@ def _export(
         # An earlier best of this run, which the recipe of its trial builds again.
         shutil.rmtree(model)
     say(f"exporting the best, trial {summary.best.number if summary.best else '?'}, to {shown(model)}")
-    with bar("exporting") as progress:
+    with contextlib.chdir(run.working_folder), bar("exporting") as progress:
         export_model(
             summary.best_recipe,
             material.parents,
@@ -196,10 +197,7 @@ def evaluate_fresh(run: RunDir, model: Path) -> dict[str, Any]:
     """
     command = [sys.executable, "-m", "evolve.cli", "eval", str(model)]
     command += ["--config", str(run.path / "config.yaml"), "--split", "search", "--format", "json"]
-    # Folders in the config are relative to where the run was started.
-    place = Path(run.meta.get("created_in") or Path.cwd())
-    place = place if place.is_dir() else Path.cwd()
-    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=place)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=run.working_folder)
     if done.returncode:
         raise EvolveError("\n".join(done.stderr.strip().splitlines()[-5:]))
     (result,) = json.loads(done.stdout)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -54,8 +55,10 @@ def export(
     recipe = _recipe(trial)
     place = out or _default(folder, summary, trial, target)
     if target == "model":
+        place = place if str(place) == "-" else place.absolute()
         if out is not None or built_recipe(place) != recipe.hash:
-            _model(material, summary, trial, Target(place, shard_bytes, force))
+            with contextlib.chdir(folder.working_folder):
+                _model(material, summary, trial, Target(place, shard_bytes, force))
     else:
         text = _text(material, summary, trial, recipe, target)
         if str(place) == "-":

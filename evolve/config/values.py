@@ -205,6 +205,15 @@ Parameter: TypeAlias = Annotated[
 """A merge parameter: number, range, gradient over depth, or a list of filters."""
 
 
+class DataFile(Block):
+    """A file that decides a result, such as a text that something is measured on."""
+
+    path: str = Field(min_length=1)
+    """The file, relative to the working directory."""
+    content: str | None = Field(default=None, pattern="^sha256:[0-9a-f]{64}$")
+    """What the file must hold. Filled in when a recipe is made: what a file holds counts, not where it is."""
+
+
 class StageBlock(Block):
     """The keys that every stage has."""
 
@@ -214,6 +223,11 @@ class StageBlock(Block):
     """Whether the stage runs. ``{choices: [false, true]}`` lets the search decide."""
     seed: int | None = Field(default=None, ge=0, lt=2**63)
     """Seed of the stage's own randomness; absent: the seed of the search."""
+
+    @property
+    def measured(self) -> tuple[str, ...]:
+        """Names of inputs that are run on data before anything is built: models, no outputs of stages."""
+        return ()
 
     def problems(self) -> list[tuple[tuple[str | int, ...], str]]:
         """Return what the types cannot say, as ``(path inside the block, message with the mend)``.

@@ -19,6 +19,7 @@ _WINDOW = 300.0
 
 PHASES = {
     "checking": "checking the parents and tasks",
+    "statistics": "gathering statistics of the parents",
     "baselines": "scoring the parents and their average",
     "search": "searching",
     "holdout": "scoring the holdout",
@@ -33,7 +34,7 @@ class Progress:
 
     Attributes:
         name: The run's name.
-        phase: ``checking``, ``baselines``, ``search``, ``holdout``, ``export`` or ``done``.
+        phase: ``checking``, ``statistics``, ``baselines``, ``search``, ``holdout``, ``export`` or ``done``.
         generation: The current generation, counted from 0, or None before the search.
         generations: How many there will be, or None.
         complete: Candidates with a value.

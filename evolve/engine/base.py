@@ -23,6 +23,7 @@ class EvaluatorSpec:
         fingerprint: What the scorer must report, so that every node scores the same items; empty: unchecked.
         threads: CPU threads of the evaluator; part of what fixes the bits of a score.
         seed: Seed for stages without one.
+        folder: What the paths of data files are relative to: Ray starts its workers in another folder.
     """
 
     score: ScoreConfig
@@ -31,6 +32,7 @@ class EvaluatorSpec:
     fingerprint: str
     threads: int
     seed: int
+    folder: str = ""
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ import math
 import time
 import traceback
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from evolve.errors import CandidateError, UserError
@@ -56,7 +57,10 @@ class Evaluator:
         began = time.perf_counter()
         if not self._parents:
             self._parents = _placed(
-                {name: open_model(parent.path) for name, parent in self._spec.parents.items()},
+                {
+                    name: replace(open_model(parent.path), content=parent.content)
+                    for name, parent in self._spec.parents.items()
+                },
                 self._spec.score,
             )
         if self._scorer is None:
@@ -114,7 +118,13 @@ class Evaluator:
         from evolve.weights.ahead import ahead
 
         with clock.phase("build"):
-            model = build(job.recipe, self._parents, seed=self._spec.seed, memo=self._memo)
+            model = build(
+                job.recipe,
+                self._parents,
+                seed=self._spec.seed,
+                folder=Path(self._spec.folder),
+                memo=self._memo,
+            )
             model = ahead(model, self._spec.threads)
 
         def timed(name: str) -> Tensor:

@@ -9,6 +9,7 @@ from evolve import __version__
 from evolve.config.dump import to_yaml
 from evolve.errors import UserError
 from evolve.export.recipe import comment, recipe_document
+from evolve.registry import MERGE_METHODS
 from evolve.weights.gguf import is_gguf
 from evolve.weights.location import PLUS, places
 
@@ -35,6 +36,11 @@ def mergekit_document(recipe: Recipe, parents: Mapping[str, Parent]) -> dict[str
         raise UserError(
             f"the recipe is a pipeline of {len(kinds)} stages ({', '.join(kinds)}); mergekit's YAML holds "
             "one merge: use --to recipe, which `evolve build` reads, or --to model"
+        )
+    method = stage["merge"]["merge_method"]
+    if not MERGE_METHODS.load(method).mergekit:
+        raise UserError(
+            f"mergekit has no method {method}: use --to recipe, which `evolve build` reads, or --to model"
         )
     block = {key: value for key, value in stage["merge"].items() if key not in _OURS}
     sources = {model: _reference(parents[model]) for model in recipe.models}

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Protocol, TypeAlias, runtime_checkable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from optuna.samplers import BaseSampler
+    from optuna.trial import FrozenTrial
 
     from evolve.space.genes import Gene
 
@@ -39,6 +40,7 @@ class Progress:
         running: Trials that were asked and not told.
         stale: Whole generations since the best value improved.
         best: The best value so far, or None.
+        exhausted: Whether the sampler has nothing left to ask, and all that was asked is told.
     """
 
     complete: int
@@ -49,6 +51,7 @@ class Progress:
     running: int
     stale: int
     best: float | None
+    exhausted: bool = False
 
 
 class Searcher(Protocol):
@@ -86,3 +89,26 @@ class Searcher(Protocol):
 
 SamplerFactory: TypeAlias = "Callable[[Sequence[Gene], int, int], BaseSampler]"
 """``make_sampler(genes, population, seed)``: a fresh Optuna sampler for one ask."""
+
+
+@runtime_checkable
+class FiniteFactory(Protocol):
+    """A :data:`SamplerFactory` of a search that ends by itself.
+
+    What is left follows from the trials of the study alone, so that a killed search ends where it would have.
+    """
+
+    population: int | None
+    """Candidates per generation where the config says nothing; None: the usual number."""
+
+    def __call__(self, genes: Sequence[Gene], population: int, seed: int) -> BaseSampler:
+        """Return a fresh sampler for one ask."""
+        ...
+
+    def most(self, genes: Sequence[Gene]) -> int:
+        """Return how many trials there can be. Raises ``UserError`` for a space that it cannot search."""
+        ...
+
+    def left(self, genes: Sequence[Gene], trials: Sequence[FrozenTrial]) -> int:
+        """Return how many trials can be asked now, with no tell in between; 0: never again."""
+        ...

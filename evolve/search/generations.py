@@ -145,7 +145,7 @@ class Generations:
         while True:
             progress = self._searcher.progress()
             missing = min(progress.missing, self._plan.config.trials - progress.complete)
-            if progress.generation != generation or missing <= 0:
+            if progress.generation != generation or missing <= 0 or progress.exhausted:
                 return
             self._report(progress)
             budget = 2 * self._plan.population - progress.asked + progress.running
@@ -191,6 +191,8 @@ class Generations:
         progress = self._searcher.progress()
         if progress.complete >= config.trials:
             return "trials"
+        if progress.exhausted:
+            return "exhausted"
         if config.target is not None and progress.best is not None and progress.best >= config.target:
             return "target"
         if config.patience is not None and progress.stale >= config.patience:

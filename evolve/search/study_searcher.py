@@ -11,11 +11,11 @@ from __future__ import annotations
 import hashlib
 import logging
 import math
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
 from evolve.errors import RunError
-from evolve.search.base import Progress, Proposal
+from evolve.search.base import FiniteFactory, Progress, Proposal
 from evolve.search.declared import suggest
 from evolve.store.study import RECIPE, storage_errors
 from evolve.types import content_hash
@@ -83,7 +83,7 @@ class StudySearcher:
             pending = self._pending()
             if pending:
                 return pending
-            size = min(size, self.progress().missing)
+            size = int(min(size, self.progress().missing, self._left(self._trials())))
             if size > 0:
                 self._begin_round(size)
                 self._complete_round()
@@ -116,13 +116,22 @@ class StudySearcher:
     def progress(self) -> Progress:
         """Read from the study how far it is."""
         with storage_errors(self._where):
-            return progress_of(self._trials(), self._population)
+            trials = self._trials()
+            progress = progress_of(trials, self._population)
+            exhausted = not progress.running and self._left(trials) <= 0
+            return replace(progress, exhausted=exhausted)
 
     def best(self) -> Proposal | None:
         """Return the complete trial of the highest value, the earliest of equals; None: none is complete."""
         with storage_errors(self._where):
             complete = [trial for trial in self._trials() if trial.state.name == "COMPLETE"]
         return _proposal(max(complete, key=lambda trial: trial.value)) if complete else None
+
+    def _left(self, trials: Sequence[FrozenTrial]) -> float:
+        """Return how many trials can be asked without a tell."""
+        if isinstance(self._make_sampler, FiniteFactory):
+            return self._make_sampler.left(self._genes, trials)
+        return math.inf
 
     def _trials(self) -> list[FrozenTrial]:
         # Not copied: a study of thousands of trials is read several times per candidate.

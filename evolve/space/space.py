@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from evolve.config.dump import config_data
+from evolve.config.files import files
 from evolve.config.plain import plain, ranges
 from evolve.config.values import Choices, IntRange, Range
 from evolve.errors import ConfigError, Problem
@@ -81,8 +82,10 @@ class Space:
             contents: Model name to ``sha256:...``.
 
         Raises:
-            ValueError: A gene has no value, or one outside of its range.
+            ValueError: A gene has no value, or one outside of its range; or a data file is not pinned.
         """
+        if any(file.content is None for _, block in self.loaded.stages for _, file in files(block)):
+            raise ValueError("a recipe is made of a config whose data files are pinned")
         config = self.loaded.config
         stages = [
             Filled(kind, block, self._filled(index, values, defaults=False))

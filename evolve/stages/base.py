@@ -36,6 +36,19 @@ class Stage(Protocol):
         ...
 
     @staticmethod
+    def prepare(block: StageBlock, models: Mapping[str, Model]) -> None:
+        """Do once what every candidate would do otherwise, and keep it on the disk.
+
+        Args:
+            block: One whose ``measured`` names models; ranges allowed, the content of data files filled in.
+            models: Name to model, at least those that are measured, with their contents.
+
+        Raises:
+            CandidateError: It cannot be done.
+        """
+        ...
+
+    @staticmethod
     def run(block: StageBlock, models: Mapping[str, Model], *, seed: int, memo: Memo | None = None) -> Model:
         """Return the output model of a block with all values fixed.
 

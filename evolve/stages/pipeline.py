@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
+from evolve.config.files import located
 from evolve.errors import CandidateError, UserError
 from evolve.registry import STAGES, did_you_mean
 
@@ -64,7 +66,33 @@ def check(stages: Sequence[tuple[str, StageBlock]], models: Mapping[str, Model])
     return found
 
 
-def build(recipe: Recipe, parents: Mapping[str, Model], *, seed: int = 0, memo: Memo | None = None) -> Model:
+def prepare(stages: Sequence[tuple[str, StageBlock]], models: Mapping[str, Model]) -> None:
+    """Do what every candidate needs, before the first one: gather statistics of the models.
+
+    Args:
+        stages: Blocks that may hold ranges, the content of data files filled in.
+        models: Name to model, with contents.
+
+    Raises:
+        UserError: It cannot be done.
+    """
+    for step in _wire(stages, models):
+        if not step.block.measured or step.block.enabled is False or step.problems:
+            continue
+        try:
+            step.stage.prepare(step.block, {name: models[name] for name in step.block.measured})
+        except CandidateError as error:
+            raise UserError(f"{step.place}: {error}") from error
+
+
+def build(
+    recipe: Recipe,
+    parents: Mapping[str, Model],
+    *,
+    seed: int = 0,
+    folder: Path | None = None,
+    memo: Memo | None = None,
+) -> Model:
     """Return the model that ``recipe`` describes. Its tensors are computed when they are read.
 
     A recipe without stages is its one model. A tensor with a NaN or infinite value raises when it is read.
@@ -74,6 +102,7 @@ def build(recipe: Recipe, parents: Mapping[str, Model], *, seed: int = 0, memo: 
         parents: Name to model, at least those that the recipe names.
         seed: For stages whose block has none.
         memo: Keeps what the next candidates over the same parents need again; None: nothing is kept.
+        folder: What the paths of data files are relative to; absent: the working directory.
 
     Raises:
         CandidateError: ``invalid_recipe`` here; ``non_finite`` and what a stage raises, from ``tensor()``.
@@ -82,8 +111,12 @@ def build(recipe: Recipe, parents: Mapping[str, Model], *, seed: int = 0, memo: 
         raise CandidateError(
             "invalid_recipe", f"the recipe needs model {missing[0]!r}{did_you_mean(missing[0], parents)}"
         )
-    used = {name: parents[name] for name in recipe.models}
-    pipeline = recipe.pipeline
+    # The same object where it can be: what a memo keeps belongs to it.
+    used = {
+        name: parents[name] if parents[name].content == content else replace(parents[name], content=content)
+        for name, content in recipe.models.items()
+    }
+    pipeline = located(recipe.pipeline, folder or Path.cwd())
     if not pipeline:
         if len(used) != 1:
             raise CandidateError("invalid_recipe", f"a recipe without stages has one model, not {len(used)}")
@@ -146,6 +179,15 @@ def _wire(stages: Iterable[tuple[str, StageBlock]], models: Mapping[str, Model])
                     "; move that stage up" if name in later else did_you_mean(name, filter(_writable, known))
                 )
                 problems.append((_path_of(name, block, place), f"model {name!r} {what}{mend}"))
+        problems += [
+            (
+                _path_of(name, block, place),
+                f"{name!r} is the output of a stage, and statistics are gathered of models: build that "
+                "first, and name its folder",
+            )
+            for name in block.measured
+            if known.get(name, "a model") != "a model"
+        ]
         output = block.name or f"\0{place}"
         if output in known:
             problems.append((f"{place}.name", f"{output!r} is already {known[output]}; choose another name"))

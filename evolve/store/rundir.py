@@ -125,6 +125,12 @@ class RunDir:
             )
         return cls(path, meta)
 
+    @property
+    def working_folder(self) -> Path:
+        """What paths in the config are relative to: where the run was started, else the working directory."""
+        place = Path(self.meta.get("created_in") or Path.cwd())
+        return place if place.is_dir() else Path.cwd()
+
     def config_text(self) -> str:
         """Return the resolved config."""
         return _read_text(self.path / _CONFIG)

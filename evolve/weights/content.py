@@ -64,6 +64,15 @@ def _folder_content(folder: Path) -> str:
     return total.hexdigest()
 
 
+def file_content(path: Path | str) -> str:
+    """Return ``sha256:...`` of one file, cached as that of a model's files is.
+
+    Raises:
+        ModelError: The file cannot be read, or changes while it is read.
+    """
+    return f"sha256:{file_digest(Path(path))}"
+
+
 def file_digest(file: Path) -> str:
     """Return the SHA-256 of a file as 64 hex digits, out of the cache where the file is unchanged.
 

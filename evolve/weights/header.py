@@ -103,9 +103,9 @@ def read_header(path: Path) -> Header:
     return Header(path, specs, stat.st_size, stat.st_mtime_ns)
 
 
-def make_header(specs: Mapping[str, TensorSpec]) -> bytes:
-    """Return the length and the header of a file that holds ``specs`` in their order."""
-    entries: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+def make_header(specs: Mapping[str, TensorSpec], metadata: Mapping[str, str] | None = None) -> bytes:
+    """Return the length and the header of a file that holds ``specs`` in their order, and ``metadata``."""
+    entries: dict[str, Any] = {"__metadata__": {"format": "pt", **(metadata or {})}}
     position = 0
     for name, spec in specs.items():
         end = position + nbytes(spec)

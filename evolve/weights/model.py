@@ -48,6 +48,7 @@ class Model:
         finite: Whether ``tensor`` raises itself where a value is NaN or infinite.
         exact: Returns one tensor before its rounding to the type in ``specs``, where there is such a thing
             (a base with an adapter on it); None where ``tensor`` is all there is.
+        content: ``sha256:...`` of a parent; empty for a computed model, and where nobody asked.
     """
 
     config: Mapping[str, Any]
@@ -56,6 +57,7 @@ class Model:
     files: Path
     finite: bool = False
     exact: Callable[[str], Tensor] | None = None
+    content: str = ""
 
     def unrounded(self, name: str) -> Tensor:
         """Return one tensor in the widest type in which it is known: what arithmetic should start from."""

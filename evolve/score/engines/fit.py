@@ -1,13 +1,14 @@
-"""Does a model's set of tensors fit its config? Answered before the first tensor is computed."""
+"""From a model to what an engine loads: tensors in its dtype, side files, and errors as a candidate's."""
 
 from __future__ import annotations
 
-import copy
 import hashlib
-import re
 from typing import TYPE_CHECKING, Any
 
 from evolve.errors import CandidateError
+from evolve.weights.network import hf_config as hf_config
+from evolve.weights.network import match as match
+from evolve.weights.network import parameter_names as parameter_names
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -15,89 +16,9 @@ if TYPE_CHECKING:
 
     from torch import Tensor, dtype
 
-    from evolve.weights.model import Model, TensorSpec
+    from evolve.weights.model import Model
 
-_SHOWN = 3
 _MESSAGE = 500
-
-
-def hf_config(model: Model) -> Any:
-    """Return the model's config as a transformers config object.
-
-    Raises:
-        CandidateError: transformers does not know the model type, or refuses the values.
-    """
-    from transformers import CONFIG_MAPPING
-
-    kind = model.config.get("model_type")
-    if kind not in CONFIG_MAPPING:
-        raise CandidateError("engine", f"config.json: transformers does not know model_type {kind!r}")
-    try:
-        return CONFIG_MAPPING[kind].from_dict(copy.deepcopy(dict(model.config)))
-    except (TypeError, ValueError, KeyError) as error:
-        raise CandidateError("engine", f"config.json: {error}") from error
-
-
-def parameter_names(model: Model) -> dict[str, str] | None:
-    """Map each tensor of ``model`` to the parameter that transformers keeps it in.
-
-    Tensors that the architecture is known to carry without using them are left out. None means that
-    transformers converts the tensors of this architecture when it loads them, so that only a real load works.
-
-    Raises:
-        CandidateError: Tensors are missing, left over, or of the wrong shape.
-    """
-    import torch
-    from transformers import AutoModelForCausalLM
-    from transformers.conversion_mapping import get_model_conversion_mapping
-
-    config = hf_config(model)
-    try:
-        with torch.device("meta"):
-            skeleton = AutoModelForCausalLM.from_config(config)
-    except (TypeError, ValueError, KeyError, RuntimeError) as error:
-        raise CandidateError("engine", f"config.json: {error}") from error
-    tied = frozenset(getattr(skeleton, "all_tied_weights_keys", None) or ())
-    wanted = {name: tuple(tensor.shape) for name, tensor in skeleton.state_dict().items() if name not in tied}
-    unused = [re.compile(key) for key in skeleton._keys_to_ignore_on_load_unexpected or ()]
-    try:
-        return match(model.specs, wanted, f"{skeleton.base_model_prefix}.", unused)
-    except CandidateError:
-        if get_model_conversion_mapping(skeleton, add_legacy=False):
-            return None
-        raise
-
-
-def match(
-    specs: Mapping[str, TensorSpec],
-    wanted: Mapping[str, tuple[int, ...]],
-    prefix: str = "",
-    unused: Iterable[re.Pattern[str]] = (),
-) -> dict[str, str]:
-    """Pair the tensors of ``specs`` with the parameters ``wanted``, whose names may begin with ``prefix``."""
-    names: dict[str, str] = {}
-    extra: list[str] = []
-    for name in specs:
-        if name in wanted:
-            names[name] = name
-        elif prefix + name in wanted:
-            names[name] = prefix + name
-        elif not any(pattern.search(name) for pattern in unused):
-            extra.append(name)
-    missing = sorted(wanted.keys() - names.values())
-    bad = [
-        f"{name} is {list(specs[name].shape)}, not {list(wanted[own])}"
-        for name, own in names.items()
-        if specs[name].shape != wanted[own]
-    ]
-    problems = [
-        f"{title} {_few(found)}"
-        for title, found in (("missing:", missing), ("unknown:", extra), ("wrong shape:", bad))
-        if found
-    ]
-    if problems:
-        raise CandidateError("engine", f"the tensors do not fit config.json: {'; '.join(problems)}")
-    return names
 
 
 def rounded(model: Model, name: str, target: dtype) -> Tensor:
@@ -177,8 +98,3 @@ def side_key(files: Mapping[str, bytes]) -> str:
     for name in sorted(files):
         digest.update(name.encode() + b"\0" + hashlib.sha256(files[name]).digest())
     return digest.hexdigest()
-
-
-def _few(names: list[str]) -> str:
-    more = len(names) - _SHOWN
-    return ", ".join(names[:_SHOWN]) + (f" and {more} more" if more > 0 else "")

@@ -47,6 +47,21 @@ def _not_kept(_kind: str, _index: int | None, compute: Callable[[], Any]) -> Any
 
 
 @dataclass(frozen=True)
+class Statistic:
+    """What was gathered of one tensor of a model on a text.
+
+    Attributes:
+        values: float32. ``fisher``: of the tensor's shape; ``gram``: inner products of the inputs, (in, in).
+        mean: Mean of the values over all tensors of the model, by which models can be compared.
+        input_axis: Which axis of the tensor the inputs belong to: 1 in a Linear, 0 in a Conv1D.
+    """
+
+    values: Tensor
+    mean: float = 1.0
+    input_axis: int = 1
+
+
+@dataclass(frozen=True)
 class Inputs:
     """One tensor of every model, ready to merge.
 
@@ -63,6 +78,8 @@ class Inputs:
         remember: ``remember(kind, index, compute)`` returns what ``compute()`` gives, kept from an earlier
             candidate if it can be: for values that depend on model ``index`` and the base alone; for None on
             the models alone, all of them.
+        statistics: For each of ``tensors`` what was gathered of it, or None where that is nothing; empty for
+            a method that asks for nothing.
     """
 
     name: str
@@ -74,6 +91,7 @@ class Inputs:
     dtype: torch.dtype | None = None
     buffers: Buffers | None = None
     remember: Callable[[str, int | None, Callable[[], Any]], Any] = _not_kept
+    statistics: tuple[Statistic | None, ...] = ()
 
     @property
     def out(self) -> torch.dtype:
@@ -101,6 +119,10 @@ class MergeMethod(ABC):
     """Whether ``merge`` takes tensors in their stored types and returns ``inputs.out``, in one fused pass."""
     ignored: ClassVar[tuple[str, ...]] = ("int8_mask",)
     """Keys of mergekit that are accepted and have no effect: they save it memory, or it ignores them too."""
+    statistics: ClassVar[Literal["fisher", "gram"] | None] = None
+    """What the method needs to know of each model, gathered on the text that the config names."""
+    mergekit: ClassVar[bool] = True
+    """Whether mergekit 0.1.5 has the method."""
 
     @staticmethod
     @abstractmethod

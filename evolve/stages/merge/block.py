@@ -9,6 +9,7 @@ from pydantic.json_schema import SkipJsonSchema
 
 from evolve.config.values import Block, Parameter, StageBlock
 from evolve.registry import MERGE_METHODS, did_you_mean
+from evolve.stages.merge.statistics import StatisticsBlock, statistics_problems
 from evolve.stages.merge.values import Path, always, ranges, value_problems
 
 if TYPE_CHECKING:
@@ -57,6 +58,8 @@ class MergeBlock(StageBlock):
     """Type of the result, before ``dtype``. Arithmetic is float32 whatever they say."""
     tokenizer_source: str | None = None
     """``base`` or the name of a model: whose tokenizer files the result gets."""
+    statistics: StatisticsBlock | None = None
+    """The text that ``fisher`` and ``regmean`` run the models on; other methods need none."""
     slices: Refused = Field(default=None, exclude=True, repr=False)
     """Refused: not supported yet."""
     modules: Refused = Field(default=None, exclude=True, repr=False)
@@ -94,6 +97,13 @@ class MergeBlock(StageBlock):
             return tuple(self.models)
         return tuple(entry for entry in self.models if entry.model != self.base_model)
 
+    @property
+    def measured(self) -> tuple[str, ...]:
+        """Names of the models whose statistics are gathered."""
+        if self.merge_method not in MERGE_METHODS or MERGE_METHODS.load(self.merge_method).statistics is None:
+            return ()
+        return tuple(entry.model for entry in self.others)
+
     def problems(self) -> list[tuple[Path, str]]:
         """Return what is wrong with the method, the models and their parameters."""
         if self.merge_method not in MERGE_METHODS:
@@ -106,6 +116,7 @@ class MergeBlock(StageBlock):
             *self._parameter_problems(method),
             *self._missing(method),
             *self._overridden(method),
+            *statistics_problems(method, self.statistics),
         ]
 
     def _model_problems(self, method: type[MergeMethod]) -> list[tuple[Path, str]]:

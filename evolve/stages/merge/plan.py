@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from evolve.errors import CandidateError
 from evolve.registry import MERGE_METHODS
-from evolve.stages.merge.base import Inputs
+from evolve.stages.merge.base import Inputs, Statistic
 from evolve.stages.merge.headers import merged
 from evolve.stages.merge.layers import depths
 from evolve.stages.merge.values import choose
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from evolve.stages.memo import Memo
     from evolve.stages.merge.base import Param
     from evolve.stages.merge.block import MergeBlock
+    from evolve.statistics.cache import Statistics
     from evolve.weights.model import Model
 
 
@@ -47,12 +48,14 @@ class Plan:
         seed: int,
         types: Mapping[str, str],
         memo: Memo | None = None,
+        statistics: Mapping[str, Statistics] | None = None,
     ) -> None:
         self._block = block
         self._models = models
         self._seed = seed
         self._types = types
         self._memo = memo
+        self._statistics = statistics or {}
         self._method = MERGE_METHODS.load(block.merge_method)
         self._names = tuple(entry.model for entry in block.others)
         self._base = None if self._method.base == "none" else block.base_model
@@ -102,6 +105,7 @@ class Plan:
             dtype=dtype,
             buffers=None if self._memo is None else self._memo.buffers,
             remember=self._remember(name),
+            statistics=tuple(self._known(model, name) for model in self._names) if self._statistics else (),
         )
         result = self._method.merge(inputs)
         out = result.to(dtype)
@@ -127,6 +131,11 @@ class Plan:
             return self._memo.get((kind, tensor), tuple(self._models[name] for name in names), compute)
 
         return remember
+
+    def _known(self, model: str, name: str) -> Statistic | None:
+        statistics = self._statistics[model]
+        found = statistics.get(name)
+        return None if found is None else Statistic(found[0], statistics.mean, found[1])
 
     def _copied(self, name: str) -> Tensor:
         import torch

@@ -15,6 +15,7 @@ from evolve.stages.merge.headers import (
     type_problems,
 )
 from evolve.stages.merge.plan import Plan
+from evolve.stages.merge.statistics import corpus_problems, gathered
 from evolve.weights.model import Model, TensorSpec
 
 if TYPE_CHECKING:
@@ -47,7 +48,13 @@ class MergeStage:
         if not found:
             found = [("models", message) for message in type_problems(merge, inputs)]
         reference = models[merge.reference]
+        found += corpus_problems(merge)
         return [*found, *filter_problems(merge, reference), *missing_values(merge, reference)]
+
+    @staticmethod
+    def prepare(block: StageBlock, models: Mapping[str, Model]) -> None:
+        """Gather the statistics of the models, so that no candidate has to."""
+        gathered(cast("MergeBlock", block), models)
 
     @staticmethod
     def run(block: StageBlock, models: Mapping[str, Model], *, seed: int, memo: Memo | None = None) -> Model:
@@ -63,8 +70,14 @@ class MergeStage:
             message = f"tokenizer_source {merge.tokenizer_source!r} is not one of the merged models"
             raise CandidateError("invalid_recipe", message)
         types = output_types(merge, inputs)
-        seed = seed if merge.seed is None else merge.seed
-        plan = Plan(merge, inputs, seed=seed, types=types, memo=memo)
+        plan = Plan(
+            merge,
+            inputs,
+            seed=seed if merge.seed is None else merge.seed,
+            types=types,
+            statistics=gathered(merge, inputs),
+            memo=memo,
+        )
         return Model(
             config=output_config(reference, types),
             specs={name: TensorSpec(spec.shape, types[name]) for name, spec in reference.specs.items()},

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from evolve.stages.merge.base import Inputs
+    from evolve.stages.merge.base import Inputs, Statistic
     from evolve.tensors.fused import Keep, Term
 
 WEIGHT = Param("weight", None, suggest=(0.0, 1.0), doc="Share of the model, or factor of its task vector.")
@@ -33,6 +33,11 @@ def normalize(default: bool) -> Param:
 def rescale(default: bool, doc: str) -> Param:
     """Return the parameter that makes up for what sparsification took away."""
     return Param("rescale", default, kind="bool", doc=doc)
+
+
+def optional_weight(doc: str) -> Param:
+    """Return the weight of a model in a method that needs none: 1 where the config says nothing."""
+    return Param("weight", 1.0, low=0.0, suggest=(0.0, 1.0), doc=doc)
 
 
 def column(inputs: Inputs, name: str) -> list[float]:
@@ -142,3 +147,16 @@ def task_vectors(inputs: Inputs) -> list[Tensor]:
 
     base = start(inputs)
     return [difference(tensor, base) for tensor in inputs.tensors]
+
+
+def known(inputs: Inputs) -> list[Statistic] | None:
+    """Return what is known of the tensor in each model, or None where a model has nothing."""
+    found = [one for one in inputs.statistics if one is not None]
+    return found if len(found) == len(inputs.tensors) else None
+
+
+def mean(inputs: Inputs, weights: Sequence[float]) -> Tensor:
+    """Return the weighted mean of the models. The weights do not sum to zero."""
+    from evolve.tensors.interpolate import weighted_sum
+
+    return weighted_sum(inputs.tensors, weights, divisor=sum(weights))

@@ -1,0 +1,28 @@
+"""The plain average of models."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from evolve.stages.merge.base import Inputs, MergeMethod
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class UniformSoup(MergeMethod):
+    """The mean of all models. The greedy soup is a search: ``sampler: greedy_soup`` over ``linear``."""
+
+    name = "uniform_soup"
+    paper = "Wortsman et al. 2022, Model soups, arXiv:2203.05482"
+    base = "none"
+    models = (1, None)
+    mergekit = False
+
+    @staticmethod
+    def merge(inputs: Inputs) -> Tensor:
+        """Return the mean."""
+        from evolve.tensors.interpolate import weighted_sum
+
+        count = len(inputs.tensors)
+        return weighted_sum(inputs.tensors, [1.0] * count, divisor=float(count))

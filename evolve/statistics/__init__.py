@@ -1,0 +1,1 @@
+"""What a model does with a text, gathered once: diagonal Fisher information, inner products of inputs."""
