@@ -93,3 +93,20 @@ def test_a_nan_parent_fails_its_candidates_and_its_baseline(tmp_path):
             write_model(build(recipe, models), tmp_path / "out")
         assert caught.value.kind == "non_finite"
         assert not (tmp_path / "out").exists()
+
+
+def test_what_is_kept_of_the_parents_serves_the_next_candidate(tmp_path):
+    from dataclasses import replace
+
+    from evolve.stages.memo import Memo
+
+    folders = parents(tmp_path)
+    contents = {name: content_of(folder) for name, folder in folders.items()}
+    models = {name: replace(open_model(folder), content=contents[name]) for name, folder in folders.items()}
+    memo, kept = Memo(), []
+    for weight in (0.5, 0.7):
+        block = {"merge_method": "ties", "base_model": "a", "models": [{"model": "b"}, {"model": "c"}]}
+        block["parameters"] = {"weight": weight, "density": 0.5}
+        dict(build(Recipe.make(contents, [{"merge": block}]), models, memo=memo).tensors())
+        kept.append(memo.nbytes)
+    assert kept[0] == kept[1] > 0

@@ -17,12 +17,13 @@ class UniformSoup(MergeMethod):
     paper = "Wortsman et al. 2022, Model soups, arXiv:2203.05482"
     base = "none"
     models = (1, None)
+    stored = True
     mergekit = False
 
     @staticmethod
     def merge(inputs: Inputs) -> Tensor:
         """Return the mean."""
-        from evolve.tensors.interpolate import weighted_sum
+        from evolve.tensors.fused import Everything, Term, merge
 
-        count = len(inputs.tensors)
-        return weighted_sum(inputs.tensors, [1.0] * count, divisor=float(count))
+        terms = [Term(tensor, 1.0, Everything(), 1.0) for tensor in inputs.tensors]
+        return merge(None, terms, dtype=inputs.out, divisor=float(len(terms)), buffers=inputs.buffers)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from evolve.errors import CandidateError
 from evolve.stages.merge.base import Inputs, MergeMethod, Param
+from evolve.stages.merge.sums import start
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -21,13 +21,16 @@ class WiseFt(MergeMethod):
     shared = (
         Param("alpha", 0.5, low=0.0, high=1.0, suggest=(0.0, 1.0), doc="0: the base; 1: the fine-tune."),
     )
+    stored = True
     mergekit = False
 
     @staticmethod
     def merge(inputs: Inputs) -> Tensor:
-        """Return (1 - alpha) * base + alpha * model."""
-        from evolve.tensors.interpolate import lerp
+        """Return (1 - alpha) * base + alpha * model; exactly one of them at either end."""
+        from evolve.tensors.fused import Everything, Term, merge
 
-        if inputs.base is None:
-            raise CandidateError("invalid_recipe", f"{inputs.name}: wise_ft needs a base_model")
-        return lerp(inputs.base, inputs.tensors[0], inputs.shared["alpha"])
+        alpha = inputs.shared["alpha"]
+        shares = ((start(inputs), 1 - alpha), (inputs.tensors[0], alpha))
+        terms = [Term(tensor, share, Everything(), 1.0) for tensor, share in shares]
+        # Not through Inputs.base: whole models are added, not a task vector.
+        return merge(None, terms, dtype=inputs.out, buffers=inputs.buffers)
