@@ -263,7 +263,8 @@ def test_a_search_gathers_once_a_parent(
         run(load(path), runs=tmp_path / "runs")
 
 
-def test_methods_are_listed(tmp_path: Path) -> None:
+def test_methods_are_listed() -> None:
     rows = {row["method"]: row for row in read_json("ls", "methods")}
-    assert rows["tsv"]["whole merge"] == ["rank=0.0", "embeddings=false", "lambda=1.0"]
+    listed = {one["parameter"]: one["default"] for one in rows["tsv"]["parameters"]}
+    assert listed == {"rank": 0.0, "embeddings": False, "lambda": 1.0}
     assert "arXiv:2111.09832" in rows["fisher"]["paper"]
