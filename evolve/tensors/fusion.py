@@ -56,10 +56,7 @@ def fuse_important(base: Tensor, tensor: Tensor) -> Tensor:
     if out.numel() == 0:
         return out
     first, second, into = (matrix(each, whole=False) for each in (base, tensor, out))
-    divergence = row_divergence(second, first)
-    highest = divergence.max()
-    # Only the order counts: relative to the highest, no product of two small numbers vanishes in float32.
-    scale = (divergence / highest if highest > 0 else divergence).astype(np.float32)
+    scale = row_divergence(second, first).astype(np.float32)
     for tile in tiles(*into.shape):
         np.multiply(np.abs(second[tile] - first[tile]), scale[tile[0], None], out=into[tile])
     threshold = _threshold(flat(out))

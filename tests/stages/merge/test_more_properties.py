@@ -266,11 +266,10 @@ def test_della_rows_are_independent() -> None:
 def test_what_is_kept_between_candidates_changes_nothing(name: str) -> None:
     """Other models, another order, another base: what one candidate computed is not taken for another's."""
     method = load(name)
-    models = {key: random_model(seed, dtype="bfloat16") for seed, key in enumerate("abcd")}
+    models = {key: random_model(seed, dtype="bfloat16") for seed, key in enumerate("abcde")}
     memo = Memo()
     count = min(3, method.models[1] or 3)
-    for chosen in (("a", "b", "c"), ("b", "c", "a"), ("a", "b", "d"), ("d", "c", "b"), ("a", "b", "c")):
-        *some, base = chosen if count < 3 else (*chosen, next(key for key in "abcd" if key not in chosen))
+    for *some, base in ("abce", "abde", "cbae", "abcd", "eabc", "abce"):
         given = {p.name: 0.4 for p in (*method.per_model, *method.shared) if p.default is None}
         entries = dict.fromkeys(some[:count], given if method.per_model else {})
         keys: dict[str, Any] = {} if method.per_model or not given else {"parameters": given}
