@@ -261,7 +261,7 @@ def _apply(change: _Change, base: Callable[[str], Tensor], read: Callable[[str],
 
     from evolve.tensors.lora import add_low_rank, set_lengths
 
-    value = (base(change.source) if change.value is None else read(change.value)).to(torch.float32)
+    value = base(change.source) if change.value is None else read(change.value)
     if change.left is not None and change.right is not None:
         left, right = read(change.left), read(change.right)
         if change.crossed:
@@ -269,6 +269,7 @@ def _apply(change: _Change, base: Callable[[str], Tensor], read: Callable[[str],
         value = add_low_rank(value, left, right, change.scale)
         if change.magnitude is not None:
             value = set_lengths(value, read(change.magnitude), dim=0 if change.crossed else 1)
+    value = value.to(torch.float32)
     if change.rows is not None:
         value = value.clone()
         value[list(change.tokens)] = read(change.rows).to(torch.float32)

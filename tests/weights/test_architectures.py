@@ -26,6 +26,10 @@ from tests.architectures import ARCHITECTURES, logits, make
 NAMES = list(ARCHITECTURES)
 TIED = {"llama_tied", "qwen2", "qwen3", "gemma2", "gemma3_text", "gpt2", "mamba"}
 FUSED = {"mixtral", "qwen3_moe"}
+QUICK = {"gpt2", "gpt_neox", "qwen3_moe"}
+TENSOR_BY_TENSOR = [
+    pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in ARCHITECTURES
+]
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +84,7 @@ def test_an_average_computes_what_the_average_in_memory_computes(name, folders, 
     assert not torch.allclose(wanted, logits(one), atol=1e-2)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", TENSOR_BY_TENSOR)
 def test_each_tensor_is_missed_when_it_is_taken_away(name, folders):
     model = open_model(folders(name))
     for tensor in model.specs:
@@ -90,7 +94,7 @@ def test_each_tensor_is_missed_when_it_is_taken_away(name, folders):
         assert tensor in message
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", TENSOR_BY_TENSOR)
 def test_each_tensor_is_named_when_it_has_another_shape(name, folders):
     model = open_model(folders(name))
     for tensor, spec in model.specs.items():

@@ -260,7 +260,10 @@ def test_pickled_weights_are_never_opened_and_the_command_converts_them(copy):
     }
 
 
-@pytest.mark.parametrize("name", ["weights.pt", "model.pth", "state.bin"])
+@pytest.mark.parametrize(
+    "name",
+    ["weights.pt", *(pytest.param(name, marks=pytest.mark.slow) for name in ("model.pth", "state.bin"))],
+)
 def test_a_bare_pickle_is_converted_by_its_command(name, copy):
     want = {name: tensor.clone() for name, tensor in open_model(copy).tensors()}
     embedding = want["model.embed_tokens.weight"]
