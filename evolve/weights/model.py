@@ -9,9 +9,10 @@ from evolve.types import content_hash
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
-    from pathlib import Path
 
     from torch import Tensor
+
+    from evolve.weights.files import Files
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,7 @@ class Model:
         specs: Tensor name to spec, in the order in which tensors are best read. A tied head is absent, and
             so are buffers that every loader computes itself.
         tensor: Returns one tensor by name, with its own storage or one that nobody writes to.
-        files: Folder with the tokenizer, generation config and other side files.
+        files: Where the tokenizer, generation config and other side files are: a folder, or one with changes.
         finite: Whether ``tensor`` raises itself where a value is NaN or infinite.
         exact: Returns one tensor before its rounding to the type in ``specs``, where there is such a thing
             (a base with an adapter on it); None where ``tensor`` is all there is.
@@ -54,7 +55,7 @@ class Model:
     config: Mapping[str, Any]
     specs: Mapping[str, TensorSpec]
     tensor: Callable[[str], Tensor]
-    files: Path
+    files: Files
     finite: bool = False
     exact: Callable[[str], Tensor] | None = None
     content: str = ""

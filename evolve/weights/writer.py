@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from evolve.errors import CandidateError, UserError
 from evolve.weights.ahead import ahead
-from evolve.weights.files import CONFIG, INDEX, WEIGHTS, side_files
+from evolve.weights.files import CONFIG, INDEX, WEIGHTS, contents
 from evolve.weights.header import itemsize, make_header, nbytes
 from evolve.weights.partial import move_in, partial_folder, sync_folder, write_text
 
@@ -112,7 +112,9 @@ def require_free(out: Path, *, replace: bool = False) -> bool:
 
 def _require_space(model: Model, parent: Path) -> None:
     need = sum(nbytes(spec) for spec in model.specs.values())
-    need += sum(path.stat().st_size for path in side_files(model.files)) + _SLACK
+    for content in contents(model.files).values():
+        need += len(content) if isinstance(content, bytes) else content.stat().st_size
+    need += _SLACK
     free = shutil.disk_usage(parent).free
     if free < need:
         raise UserError(
@@ -192,10 +194,13 @@ def _write_all(descriptor: int, data: memoryview) -> None:
 
 
 def _write_side_files(model: Model, folder: Path, extra: Mapping[str, str]) -> None:
-    for source in side_files(model.files):
-        target = folder / source.relative_to(model.files)
+    for name, content in contents(model.files).items():
+        target = folder / name
         target.parent.mkdir(exist_ok=True)
-        shutil.copyfile(source, target)
+        if isinstance(content, bytes):
+            target.write_bytes(content)
+        else:
+            shutil.copyfile(content, target)
     for name, text in extra.items():
         write_text(folder / name, text)
 

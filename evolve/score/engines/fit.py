@@ -78,10 +78,9 @@ def as_candidate_error(error: Exception, kind: Any) -> CandidateError:
 
 def side_files(model: Model) -> dict[str, bytes]:
     """Return the content of the model's tokenizer and other side files by relative name."""
-    from evolve.weights import files
+    from evolve.weights.files import read_side_files
 
-    found = files.side_files(model.files)
-    return {path.relative_to(model.files).as_posix(): path.read_bytes() for path in found}
+    return read_side_files(model.files)
 
 
 def write_side_files(files: Mapping[str, bytes], folder: Path) -> None:
