@@ -200,9 +200,7 @@ def _block_problems(block: StageBlock) -> list[Complaint]:
     ]
 
 
-_MERGEKIT = frozenset(
-    {"chat_template", "residual_weight", "layer_range", "sources", "modules", "slices", "tokenizer"}
-)
+_MERGEKIT = frozenset({"residual_weight", "layer_range", "sources", "modules", "slices"})
 
 
 def _of_mergekit(one: Complaint) -> Complaint:

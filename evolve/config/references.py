@@ -25,7 +25,9 @@ def references(block: Any, path: Path = ()) -> Iterator[tuple[Path, str]]:
     """Yield ``(path, name)`` for each model that a stage's plain block names."""
     if isinstance(block, dict):
         for key, value in block.items():
-            if key in KEYS and isinstance(value, str):
+            if key == "tokenizer" and isinstance(value, dict):
+                yield from _of_tokenizer(value, (*path, key))
+            elif key in KEYS and isinstance(value, str):
                 # mergekit's words for "that of the base model" and "all of them".
                 if key != "tokenizer_source" or value not in {"base", "union"}:
                     yield (*path, key), value
@@ -34,6 +36,20 @@ def references(block: Any, path: Path = ()) -> Iterator[tuple[Path, str]]:
     elif isinstance(block, list):
         for index, value in enumerate(block):
             yield from references(value, (*path, index))
+
+
+def _of_tokenizer(block: dict[str, Any], path: Path) -> Iterator[tuple[Path, str]]:
+    """Yield the models of a ``tokenizer`` block. Its ``tokens`` have texts for keys, whatever they say."""
+    source = block.get("source")
+    if isinstance(source, str) and source not in {"base", "union"}:
+        yield (*path, "source"), source
+    tokens = block.get("tokens")
+    for token, entry in tokens.items() if isinstance(tokens, dict) else ():
+        source = entry.get("source") if isinstance(entry, dict) else None
+        if isinstance(source, str):
+            yield (*path, "tokens", token, "source"), source
+        elif isinstance(source, dict) and isinstance(source.get("model"), str):
+            yield (*path, "tokens", token, "source", "model"), source["model"]
 
 
 def rename(block: Any, names: Mapping[str, str]) -> Any:

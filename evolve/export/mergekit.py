@@ -116,15 +116,28 @@ def _renamed(value: Any, sources: Mapping[str, Any]) -> Any:
         return [_renamed(item, sources) for item in value]
     if not isinstance(value, dict):
         return value
+    based = value.get("base_model") is not None
     return {
-        key: sources.get(item, item) if _names_model(key, item, value) else _renamed(item, sources)
+        key: _tokenizer(item, sources, based=based)
+        if key in ("tokenizer", "tokenizer_source")
+        else sources.get(item, item)
+        if key in ("model", "base_model") and isinstance(item, str)
+        else _renamed(item, sources)
         for key, item in value.items()
         if item is not None
     }
 
 
-def _names_model(key: str, item: Any, block: Mapping[str, Any]) -> bool:
-    """Whether ``item`` is a model's name. ``tokenizer_source: base`` is a word of mergekit's own."""
-    if key == "tokenizer_source" and item == "base":
-        return block.get("base_model") is None
-    return isinstance(item, str) and key in ("model", "base_model", "tokenizer_source")
+def _tokenizer(value: Any, sources: Mapping[str, Any], *, based: bool) -> Any:
+    """Rename the models of ``tokenizer`` or ``tokenizer_source``; with a base, ``base`` is no name."""
+    if isinstance(value, str):
+        return value if value == "union" or (value == "base" and based) else sources.get(value, value)
+    renamed = {key: item for key, item in value.items() if item is not None}
+    if "source" in renamed:
+        renamed["source"] = _tokenizer(renamed["source"], sources, based=based)
+    if "tokens" in renamed:
+        renamed["tokens"] = {
+            token: {**entry, "source": _renamed({"model": entry["source"]}, sources)["model"]}
+            for token, entry in renamed["tokens"].items()
+        }
+    return renamed

@@ -10,7 +10,7 @@ from evolve.space.pipeline import normal
 from evolve.types import Recipe
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from evolve.config.load import Loaded
 
@@ -42,6 +42,20 @@ def baselines(loaded: Loaded, contents: Mapping[str, str]) -> dict[str, Recipe]:
     return recipes
 
 
+def _vocabulary(
+    data: Mapping[str, Any], origins: Mapping[str, str], experts: Sequence[str]
+) -> dict[str, Any]:
+    """Return the ``tokenizer`` of the average: what is said of the base has no meaning without it."""
+    if "tokenizer" not in data and "tokenizer_source" not in data:
+        return {}
+    given = data.get("tokenizer") or {"source": data["tokenizer_source"]}
+    source = origins.get(given.get("source", "union"))
+    found = {"source": source if source in experts else "union"}
+    if "pad_to_multiple_of" in given:
+        found["pad_to_multiple_of"] = given["pad_to_multiple_of"]
+    return {"tokenizer": found}
+
+
 def _experts(loaded: Loaded) -> tuple[list[str], dict[str, Any]]:
     """Return the models of the first merge without its base, and the settings of its result."""
     origins: dict[str, str] = {name: name for name in loaded.config.models}
@@ -51,8 +65,9 @@ def _experts(loaded: Loaded) -> tuple[list[str], dict[str, Any]]:
         inputs = [origins[name] for name in STAGES.load(kind).inputs(block)] or [previous]
         base = origins.get(data.get("base_model", ""))
         if kind == "merge":
-            settings = {key: data[key] for key in ("dtype", "out_dtype") if key in data}
-            return [name for name in dict.fromkeys(inputs) if name != base], settings
+            settings = {key: data[key] for key in ("dtype", "out_dtype", "chat_template") if key in data}
+            experts = [name for name in dict.fromkeys(inputs) if name != base]
+            return experts, {**settings, **_vocabulary(data, origins, experts)}
         previous = inputs[0]
         if block.name:
             origins[block.name] = previous

@@ -35,6 +35,7 @@ _ARITHMETIC = (
 )
 _DEPTH = ("num_hidden_layers", "n_layer", "num_layers")
 _SIBLINGS = "use models that were fine-tuned from one base"
+_UNION = "set tokenizer: {source: union}"
 _SHOWN = 3
 
 
@@ -55,16 +56,16 @@ def differences(models: Mapping[str, Model]) -> list[str]:
             found.append(f"model {name!r}: {error}")
     for name, model in others:
         pair = f"model {name!r} against {first!r}"
+        known = first in vocabularies and name in vocabularies
+        unlike = _unlike(vocabularies[first], vocabularies[name]) if known else ""
         reasons = _class(one, model) or [
-            *_shapes(one, model),
+            *_shapes(one, model, unlike),
             *_tied(one, model),
             *_arithmetic(one, model),
             *_rope(one, model),
         ]
-        if first in vocabularies and name in vocabularies:
-            reasons += _tokens(
-                vocabularies[first], vocabularies[name], _vocab_size(one) == _vocab_size(model)
-            )
+        if unlike and _vocab_size(one) == _vocab_size(model):
+            reasons.append(f"another {unlike}; {_UNION}, or {_SIBLINGS}")
         found += [f"{pair}: {reason}" for reason in reasons]
     return found
 
@@ -79,7 +80,7 @@ def _architecture(model: Model) -> str:
     return ", ".join(map(str, names))
 
 
-def _shapes(one: Model, other: Model) -> list[str]:
+def _shapes(one: Model, other: Model, tokens: str) -> list[str]:
     depths = [
         next((model.config[key] for key in _DEPTH if key in model.config), None) for model in (other, one)
     ]
@@ -87,7 +88,8 @@ def _shapes(one: Model, other: Model) -> list[str]:
         return [f"{depths[0]} layers, not {depths[1]}; use models of one depth"]
     sizes = [_vocab_size(model) for model in (other, one)]
     if sizes[0] != sizes[1]:
-        return [f"a vocabulary of {sizes[0]} tokens, not {sizes[1]}; {_SIBLINGS} without adding tokens"]
+        listed = f" (another {tokens})" if tokens else ""
+        return [f"a vocabulary of {sizes[0]} tokens, not {sizes[1]}{listed}; {_UNION}, or {_SIBLINGS}"]
     # A head that one of them lacks is a matter of the tied state, which has a message of its own.
     skipped = {"lm_head.weight", "embed_out.weight", "output.weight"} if one.tied != other.tied else set()
     found = []
@@ -149,14 +151,13 @@ def _rope_of(config: Mapping[str, Any]) -> tuple[float, dict[str, Any]]:
     return theta, {"rope_type": kind, **scaling}
 
 
-def _tokens(
-    one: dict[str, int] | str | None, other: dict[str, int] | str | None, same_size: bool
-) -> list[str]:
+def _unlike(one: dict[str, int] | str | None, other: dict[str, int] | str | None) -> str:
+    """Return what differs, or an empty text."""
     # Two kinds of tokenizer files, or none: nothing to compare but the sizes, which the shapes show.
-    if one == other or type(one) is not type(other) or not same_size:
-        return []
+    if one == other or type(one) is not type(other):
+        return ""
     if not isinstance(one, dict) or not isinstance(other, dict):
-        return [f"another tokenizer; {_SIBLINGS}"]
+        return "tokenizer"
     unlike = sorted(
         (token for token in one.keys() | other.keys() if one.get(token) != other.get(token)),
         key=lambda token: (min(one.get(token, len(one)), other.get(token, len(other))), token),
@@ -165,7 +166,7 @@ def _tokens(
         f"{token!r} is {other.get(token, 'absent')} and not {one.get(token, 'there')}"
         for token in unlike[:_SHOWN]
     ]
-    return [f"another vocabulary, {len(unlike)} tokens differ: {', '.join(shown)}; {_SIBLINGS}"]
+    return f"vocabulary, {len(unlike)} tokens differ: {', '.join(shown)}"
 
 
 def _vocab_size(model: Model) -> Any:

@@ -44,7 +44,7 @@ pipeline:
       name: late
       merge_method: ties
       base_model: base
-      chat_template: auto
+      chat_template: chatlm
       models:
         - {model: mixed, parameters: {wieght: 1, density: 2.25}}
   - just text
@@ -77,7 +77,7 @@ def test_reports_everything_at_once_each_at_its_place() -> None:
         ("lo: 0.1", 0, stage(2, "models.1.parameters.density.lo")): "did you mean 'low'",
         ("{lo: 0.1", 0, stage(2, "models.1.parameters.density.low")): "missing",
         ("[]", 0, stage(2, "parameters.lambda.choices")): "must not be empty",
-        ("chat_template", 0, stage(3, "chat_template")): "mergekit's chat_template is not supported",
+        ("chatlm", 0, stage(3, "chat_template")): "did you mean 'chatml'",
         ("wieght", 0, stage(3, "models.0.parameters.wieght")): "did you mean 'weight'",
         ("2.25", 0, stage(3, "models.0.parameters.density")): "from 0 to 1",
         ("just text", 0, "pipeline.4"): "expected one stage",
@@ -267,13 +267,10 @@ def test_a_bare_mergekit_file_is_a_config(tmp_path: Path) -> None:
 
 
 def test_mergekit_keys_that_we_lack_are_named() -> None:
-    text = MERGEKIT.replace("{folder}", "org/prose") + "chat_template: auto\n"
+    text = MERGEKIT.replace("{folder}", "org/prose") + "slices: [{sources: []}]\n"
     problem = only_problem(text)
-    assert (problem.where, problem.path) == (at(text, "chat_template"), "chat_template")
+    assert (problem.where, problem.path) == (at(text, "[{sources"), "slices")
     assert "not supported" in problem.message
-    for key in ("slices: [{sources: []}]", "tokenizer: {source: union}", "tokenizer_source: union"):
-        text = MERGEKIT.replace("{folder}", "org/prose") + key + "\n"
-        assert "not supported" in only_problem(text).message
 
 
 def test_a_bare_file_with_unknown_names() -> None:

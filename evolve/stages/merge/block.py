@@ -10,6 +10,12 @@ from pydantic.json_schema import SkipJsonSchema
 from evolve.config.values import Block, Parameter, StageBlock
 from evolve.registry import MERGE_METHODS, did_you_mean
 from evolve.stages.merge.statistics import StatisticsBlock, statistics_problems
+from evolve.stages.merge.tokenizer_keys import (
+    TokenizerBlock,
+    donor_of,
+    template_problems,
+    tokenizer_problems,
+)
 from evolve.stages.merge.values import Path, always, ranges, value_problems
 
 if TYPE_CHECKING:
@@ -57,14 +63,16 @@ class MergeBlock(StageBlock):
     out_dtype: Literal["float32", "bfloat16", "float16"] | None = None
     """Type of the result, before ``dtype``. Arithmetic is float32 whatever they say."""
     tokenizer_source: str | None = None
-    """``base`` or the name of a model: whose tokenizer files the result gets."""
+    """``union``, ``base`` or the name of a model: short for ``tokenizer: {source: ...}``."""
+    tokenizer: TokenizerBlock | None = None
+    """The vocabulary of the result; absent: all models must have the same."""
+    chat_template: str | None = Field(default=None, min_length=1)
+    """``auto`` (of most models), ``alpaca``, ``chatml``, ``exaone``, ``llama3``, ``mistral``, or Jinja."""
     statistics: StatisticsBlock | None = None
     """The text that ``fisher`` and ``regmean`` run the models on; other methods need none."""
     slices: Refused = Field(default=None, exclude=True, repr=False)
     """Refused: not supported yet."""
     modules: Refused = Field(default=None, exclude=True, repr=False)
-    """Refused: not supported yet."""
-    tokenizer: Refused = Field(default=None, exclude=True, repr=False)
     """Refused: not supported yet."""
 
     @field_validator("slices", "modules", mode="before")
@@ -72,22 +80,6 @@ class MergeBlock(StageBlock):
     def _no_slices(cls, value: Any) -> Any:
         if value is not None:
             raise ValueError("slices and modules are not supported yet; list whole models under models")
-        return value
-
-    @field_validator("tokenizer", mode="before")
-    @classmethod
-    def _no_tokenizer(cls, value: Any) -> Any:
-        if value is not None:
-            raise ValueError(
-                "merging vocabularies is not supported yet; tokenizer_source: NAME copies the files of one"
-            )
-        return value
-
-    @field_validator("tokenizer_source")
-    @classmethod
-    def _no_union(cls, value: str | None) -> str | None:
-        if value == "union":
-            raise ValueError("union is not supported yet; write base or the name of a model")
         return value
 
     @property
@@ -141,13 +133,18 @@ class MergeBlock(StageBlock):
         return found
 
     def _tokenizer_problems(self) -> list[tuple[Path, str]]:
-        if self.tokenizer_source is None or self.donor is not None:
-            return []
-        if self.tokenizer_source == "base":
-            return [(("tokenizer_source",), "base needs a base_model; or write the name of a model")]
         names = [entry.model for entry in self.models] + ([self.base_model] if self.base_model else [])
-        hint = did_you_mean(self.tokenizer_source, names)
-        return [(("tokenizer_source",), f"{self.tokenizer_source!r} is not one of the merged models{hint}")]
+        return [
+            *tokenizer_problems(self.tokenizer, self.tokenizer_source, base=self.base_model, names=names),
+            *template_problems(self.chat_template),
+        ]
+
+    @property
+    def vocabulary(self) -> TokenizerBlock | None:
+        """What the config says of the result's vocabulary; None: it is that of every model."""
+        if self.tokenizer is None and self.tokenizer_source is not None:
+            return TokenizerBlock(source=self.tokenizer_source)
+        return self.tokenizer
 
     @property
     def reference(self) -> str:
@@ -156,13 +153,13 @@ class MergeBlock(StageBlock):
 
     @property
     def donor(self) -> str | None:
-        """Name of the model that gives the tokenizer; None if ``tokenizer_source`` names no merged model."""
-        names = [entry.model for entry in self.models]
-        if self.tokenizer_source is None:
+        """Name of the model that gives the tokenizer; None where the keys name no merged model."""
+        if (keys := self.vocabulary) is None:
             return self.reference
-        if self.tokenizer_source == "base" and self.base_model is not None:
-            return self.base_model
-        return self.tokenizer_source if self.tokenizer_source in (*names, self.reference) else None
+        names = [entry.model for entry in self.models]
+        return donor_of(
+            keys.source, reference=self.reference, base=self.base_model, names=[*names, self.reference]
+        )
 
     def _parameter_problems(self, method: type[MergeMethod]) -> list[tuple[Path, str]]:
         per_model = {param.name: param for param in method.per_model}

@@ -40,14 +40,19 @@ class MergeStage:
     @staticmethod
     def check(block: StageBlock, models: Mapping[str, Model]) -> list[tuple[str, str]]:
         """Compare the models' headers, and see that each tensor gets its parameters."""
+        from evolve.stages.merge.vocabulary import VocabularyError, aligned
         from evolve.weights.compat import differences
 
         merge = cast("MergeBlock", block)
-        inputs = {name: models[name] for name in MergeStage.inputs(merge)}
+        given = {name: models[name] for name in MergeStage.inputs(merge)}
+        try:
+            inputs = aligned(merge, given)
+        except VocabularyError as error:
+            return list(error.problems)
         found = [("models", message) for message in differences(inputs)]
         if not found:
-            found = [("models", message) for message in type_problems(merge, inputs)]
-        reference = models[merge.reference]
+            found = [("models", message) for message in type_problems(merge, given)]
+        reference = inputs[merge.reference]
         found += corpus_problems(merge)
         return [*found, *filter_problems(merge, reference), *missing_values(merge, reference)]
 
@@ -59,29 +64,32 @@ class MergeStage:
     @staticmethod
     def run(block: StageBlock, models: Mapping[str, Model], *, seed: int, memo: Memo | None = None) -> Model:
         """Return the merged model; its tensors are computed when they are asked for."""
+        from evolve.stages.merge.vocabulary import VocabularyError, aligned
+
         merge = cast("MergeBlock", block)
-        inputs = {name: models[name] for name in MergeStage.inputs(merge)}
-        problems = differing_tensors(inputs) or type_problems(merge, inputs)
+        given = {name: models[name] for name in MergeStage.inputs(merge)}
+        try:
+            inputs = aligned(merge, given)
+        except VocabularyError as error:
+            raise CandidateError("invalid_recipe", str(error)) from error
+        # Of the models as they are: a filled row may widen a table, and that must not widen the result.
+        problems = differing_tensors(inputs) or type_problems(merge, given)
         if problems:
             raise CandidateError("build", "; ".join(problems))
-        reference = models[merge.reference]
-        donor = merge.donor
-        if donor is None:
-            message = f"tokenizer_source {merge.tokenizer_source!r} is not one of the merged models"
-            raise CandidateError("invalid_recipe", message)
-        types = output_types(merge, inputs)
+        reference = inputs[merge.reference]
+        types = output_types(merge, given)
         plan = Plan(
             merge,
             inputs,
             seed=seed if merge.seed is None else merge.seed,
             types=types,
-            statistics=gathered(merge, inputs),
+            statistics=gathered(merge, given),
             memo=memo,
         )
         return Model(
             config=output_config(reference, types),
             specs={name: TensorSpec(spec.shape, types[name]) for name, spec in reference.specs.items()},
             tensor=plan.tensor,
-            files=models[donor].files,
+            files=inputs[merge.donor or merge.reference].files,
             finite=True,
         )

@@ -110,10 +110,7 @@ def test_a_base_of_a_method_without_one_is_an_ordinary_model(models: dict[str, M
     ("keys", "files"),
     [
         ({}, "files1"),
-        ({"tokenizer_source": "two"}, "files2"),
         ({"base_model": "two"}, "files2"),
-        ({"base_model": "two", "tokenizer_source": "base"}, "files2"),
-        ({"base_model": "two", "tokenizer_source": "one"}, "files1"),
     ],
 )
 def test_whose_tokenizer(models: dict[str, Model], keys: dict[str, Any], files: str) -> None:
