@@ -36,6 +36,14 @@ class Stage(Protocol):
         ...
 
     @staticmethod
+    def outline(block: StageBlock, models: Mapping[str, Model]) -> Model | None:
+        """Return a model with the config, specs and files that the output will have; no tensor is read.
+
+        None: they are those of the model that the stage starts from. Called where ``check`` found nothing.
+        """
+        ...
+
+    @staticmethod
     def prepare(block: StageBlock, models: Mapping[str, Model]) -> None:
         """Do once what every candidate would do otherwise, and keep it on the disk.
 

@@ -49,19 +49,23 @@ def check(stages: Sequence[tuple[str, StageBlock]], models: Mapping[str, Model])
     """Return ``(dotted path, message with the mend)`` for everything that keeps the stages from being built.
 
     Names first, then each stage's own check against the headers of its inputs. Blocks may hold ranges.
-    The output of an earlier stage is judged by the headers of the model that the stage starts from.
+    The output of an earlier stage is judged by what the stage says of it in advance; where it says nothing, or
+    may be off, by the headers of the model that the stage starts from.
     """
     found: list[tuple[str, str]] = []
     known = dict(models)
     for step in _wire(stages, models):
         found += step.problems
         available = {name: known[name] for name in step.inputs if name in known}
+        outline = None
         if len(available) == len(step.inputs) and not step.problems:
-            found += [
-                (f"{step.place}.{path}" if path else step.place, message)
-                for path, message in step.stage.check(step.block, available)
-            ]
-        if (start := _starts_from(step)) in known:
+            problems = step.stage.check(step.block, available)
+            found += [(f"{step.place}.{path}" if path else step.place, message) for path, message in problems]
+            if not problems and step.block.enabled is True:
+                outline = step.stage.outline(step.block, available)
+        if outline is not None:
+            known[step.output] = outline
+        elif (start := _starts_from(step)) in known:
             known[step.output] = known[start]
     return found
 

@@ -43,6 +43,10 @@ class Sum:
         return [("times", "13 is unlucky")] if block.times == 13 else []
 
     @staticmethod
+    def outline(block: SumBlock, models: Any) -> None:
+        return None
+
+    @staticmethod
     def run(block: SumBlock, models: Any, *, seed: int, memo: Any = None) -> Model:
         noise = block.seed if block.seed is not None else seed
         inputs = list(models.values())
@@ -68,6 +72,10 @@ class Add:
     @staticmethod
     def check(block: AddBlock, models: Any) -> list[tuple[str, str]]:
         return []
+
+    @staticmethod
+    def outline(block: AddBlock, models: Any) -> None:
+        return None
 
     @staticmethod
     def run(block: AddBlock, models: Any, *, seed: int, memo: Any = None) -> Model:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, ClassVar, cast
 
 from evolve.errors import CandidateError
@@ -55,6 +56,16 @@ class MergeStage:
         reference = inputs[merge.reference]
         found += corpus_problems(merge)
         return [*found, *filter_problems(merge, reference), *missing_values(merge, reference)]
+
+    @staticmethod
+    def outline(block: StageBlock, models: Mapping[str, Model]) -> Model | None:
+        """Return the model that gives the config, with the vocabulary and the files of the result."""
+        from evolve.stages.merge.vocabulary import aligned
+
+        merge = cast("MergeBlock", block)
+        given = {name: models[name] for name in MergeStage.inputs(merge)}
+        inputs = aligned(merge, given)
+        return replace(inputs[merge.reference], files=inputs[merge.donor or merge.reference].files)
 
     @staticmethod
     def prepare(block: StageBlock, models: Mapping[str, Model]) -> None:
