@@ -55,9 +55,21 @@ def gpt2_style(
     if shuffle:
         random.Random(shuffle).shuffle(tokens)
     vocab = {token: number for number, token in enumerate(tokens)} | dict(gaps or {})
+    return byte_level(folder, vocab, merges, added=added, tokenizer_class=tokenizer_class, **config)
+
+
+def byte_level(
+    folder: Path,
+    vocab: Mapping[str, int],
+    merges: Sequence[tuple[str, str]] = (),
+    *,
+    added: Sequence[str | Mapping[str, Any]] = (),
+    **config: Any,
+) -> Path:
+    """Write a byte-level BPE tokenizer with just this vocabulary."""
     return _write(
         folder,
-        {"type": "BPE", "vocab": vocab, "merges": [list(pair) for pair in merges]},
+        {"type": "BPE", "vocab": dict(vocab), "merges": [list(pair) for pair in merges]},
         {
             "pre_tokenizer": {
                 "type": "ByteLevel",
@@ -73,7 +85,7 @@ def gpt2_style(
             },
         },
         added,
-        {"tokenizer_class": tokenizer_class, **config},
+        config,
     )
 
 

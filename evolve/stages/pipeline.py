@@ -49,8 +49,8 @@ def check(stages: Sequence[tuple[str, StageBlock]], models: Mapping[str, Model])
     """Return ``(dotted path, message with the mend)`` for everything that keeps the stages from being built.
 
     Names first, then each stage's own check against the headers of its inputs. Blocks may hold ranges.
-    The output of an earlier stage is judged by what the stage says of it in advance; where it says nothing, or
-    may be off, by the headers of the model that the stage starts from.
+    The output of an earlier stage is judged by what the stage says of it in advance; where it says nothing,
+    or may be off, by the headers of the model that the stage starts from.
     """
     found: list[tuple[str, str]] = []
     known = dict(models)

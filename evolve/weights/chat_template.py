@@ -106,7 +106,7 @@ def flaw(template: str) -> str:
         render_jinja_template(conversations=[], chat_template=template)
     except TemplateSyntaxError as error:
         return f"line {error.lineno}: {error.message}"
-    # Jinja makes Python of it, whose compiler raises errors of its own: a break outside of a loop, deep nesting.
+    # Jinja makes Python of it, whose compiler has errors of its own: a break outside of a loop, deep nesting.
     except Exception as error:
         return f"{type(error).__name__}: {error}"
     return ""

@@ -93,6 +93,7 @@ def union(
     plan = _plan(tokenizer, owners, extra)
     if not plan.added and not plan.ordinary:
         return Union(files, tokenizer)
+    _require_distinct(tokenizer)
     data = definition(files, tokenizer)
     changes = _legacy_files(files, plan)
     if plan.ordinary:
@@ -100,6 +101,18 @@ def union(
     _add_added(data, plan)
     result = with_changes(files, {**changes, DEFINITION: _json(data)})
     return Union(result, _checked(result, config, plan))
+
+
+def _require_distinct(tokenizer: Tokenizer) -> None:
+    """Loaders number added tokens from the size of the vocabulary on, and so into its holes."""
+    first: dict[int, str] = {}
+    for token, number in tokenizer.ids.items():
+        other = first.setdefault(number, token)
+        if other != token:
+            raise ModelError(
+                f"the tokenizer that is extended gives the id {number} to {other!r} and to {token!r}: mend "
+                "its tokenizer.json, whose vocabulary has holes"
+            )
 
 
 def _plan(tokenizer: Tokenizer, owners: Sequence[Owner], extra: Iterable[str]) -> _Plan:

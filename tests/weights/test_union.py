@@ -179,6 +179,17 @@ def test_ids_with_holes_and_added_tokens_below_them(tmp_path: Path) -> None:
     assert {"Ġred", "<c>", "<d>"} <= after.keys() - before.keys()
 
 
+def test_two_tokens_with_one_id(tmp_path: Path) -> None:
+    """What loaders make of an added token that is not in a vocabulary with holes."""
+    size = load_tokenizer(gpt2_style(tmp_path / "whole", MERGES), {}).size
+    one = gpt2_style(tmp_path / "one", MERGES, gaps={"Ġthe": size}, added=["<a>"])
+    ids = load_tokenizer(one, {}).ids
+    assert ids["<a>"] == ids["Ġthe"]
+    assert joined(one, one).files == one
+    with pytest.raises(ModelError, match=rf"the id {size} to .*mend its tokenizer\.json"):
+        joined(one, extra=("<new>",))
+
+
 def test_a_reserved_token_becomes_an_added_one(tmp_path: Path) -> None:
     """In one vocabulary it is an entry that no merge leads to; the other cuts it out of texts."""
     one = gpt2_style(tmp_path / "one", MERGES, gaps={"<|im_end|>": 264})

@@ -1,0 +1,178 @@
+"""Whole tiny models whose vocabularies differ, merged, written, and used in transformers."""
+
+from __future__ import annotations
+
+import json
+import random
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from evolve.stages.merge import MergeStage
+from evolve.weights.reader import open_model
+from evolve.weights.skeleton import vocabulary_tables
+from evolve.weights.writer import write_model
+from tests.stages.merge.memory import block
+from tests.tiny import make_model
+from tests.tokenizers import SPECIAL, byte_level, bytes_alphabet, llama_style
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+ADDED = ("<|im_start|>", "<|im_end|>")
+MERGES = [("t", "h"), ("th", "e"), ("Ġ", "the"), ("i", "n")]
+TEXTS = ("the hen in the tin", " naïve 🙂\n\nthe end<|im_end|>", "<|im_start|>user\nthe in")
+
+
+def make(
+    folder: Path, arch: str, *, tied: bool, added: tuple[str, ...] = ADDED, spare: int = 0, seed: int = 0
+) -> Path:
+    """Write a model with a byte-level tokenizer, and ``spare`` rows beyond its ids."""
+    tokens = [*SPECIAL, *bytes_alphabet(), *("".join(pair) for pair in MERGES)]
+    make_model(folder, arch, tied=tied, seed=seed, layers=1, vocab=len(tokens) + len(added) + spare)
+    vocab = {token: number for number, token in enumerate(tokens)}
+    byte_level(folder, vocab, MERGES, added=added, tokenizer_class="GPT2Tokenizer")
+    return folder
+
+
+def permuted(source: Path, target: Path, *, seed: int) -> Path:
+    """Write a copy of a model that is the same function of texts: its ids are permuted, rows and all."""
+    target.mkdir()
+    data = json.loads((source / "tokenizer.json").read_text())
+    old = AutoTokenizer.from_pretrained(source).get_vocab()
+    order = list(old)
+    random.Random(seed).shuffle(order)
+    new = {token: number for number, token in enumerate(order)}
+    byte_level(
+        target,
+        new,
+        [tuple(pair) for pair in data["model"]["merges"]],
+        added=[entry["content"] for entry in data["added_tokens"]],
+        tokenizer_class="GPT2Tokenizer",
+    )
+    config = json.loads((source / "config.json").read_text())
+    names = {number: token for token, number in old.items()}
+    config |= {key: new[names[config[key]]] for key in config if key.endswith("_token_id")}
+    (target / "config.json").write_text(json.dumps(config))
+    tensors = load_file(source / "model.safetensors")
+    for name in vocabulary_tables(open_model(source)):
+        rows = torch.zeros_like(tensors[name])
+        for token, number in new.items():
+            rows[number] = tensors[name][old[token]]
+        tensors[name] = rows
+    save_file(tensors, target / "model.safetensors", metadata={"format": "pt"})
+    return target
+
+
+def logits(folder: Path, text: str) -> dict[str, np.ndarray]:
+    """Return the logits after a text by token."""
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float64).eval()
+    with torch.no_grad():
+        found = model(torch.tensor([tokenizer.encode(text)])).logits[0].numpy()
+    return {token: found[:, number] for token, number in tokenizer.get_vocab().items()}
+
+
+@pytest.mark.parametrize(
+    ("arch", "tied"),
+    [
+        ("llama", True),
+        ("llama", False),
+        ("gpt2", True),
+        ("gpt2", False),
+        ("gpt_neox", False),
+        ("qwen2", True),
+    ],
+)
+def test_a_model_and_itself_in_another_order_of_ids(arch: str, tied: bool, tmp_path: Path) -> None:
+    """The same function before and after: logits by text. A linear merge of a model with itself is itself."""
+    first = make(tmp_path / "first", arch, tied=tied)
+    second = permuted(first, tmp_path / "second", seed=1)
+    for text in TEXTS:
+        mine, theirs = logits(first, text), logits(second, text)
+        assert all(np.allclose(mine[token], theirs[token], atol=1e-12) for token in mine)
+    models = {"first": open_model(first), "second": open_model(second)}
+    entries = {name: {"weight": 1.0} for name in models}
+    for source in ("union", "second"):
+        config = block("linear", entries, tokenizer={"source": source})
+        assert MergeStage.check(config, models) == []
+        out = tmp_path / f"out-{source}"
+        write_model(MergeStage.run(config, models, seed=0), out)
+        for text in TEXTS:
+            before, after = logits(first, text), logits(out, text)
+            assert before.keys() == after.keys()
+            assert all(np.allclose(before[token], after[token], atol=2e-6) for token in before)
+    saved = json.loads((tmp_path / "out-second" / "config.json").read_text())
+    wanted = json.loads((second / "config.json").read_text())
+    assert {key: saved[key] for key in wanted if key.endswith("_token_id")} == {
+        key: value for key, value in wanted.items() if key.endswith("_token_id")
+    }
+
+
+@pytest.mark.parametrize(("arch", "tied"), [("llama", True), ("llama", False), ("gpt2", True)])
+def test_a_union_in_transformers(arch: str, tied: bool, tmp_path: Path) -> None:
+    base = make(tmp_path / "base", arch, tied=tied, added=(), spare=9)
+    chat = make(tmp_path / "chat", arch, tied=tied, seed=1)
+    models = {"base": open_model(base), "chat": open_model(chat)}
+    config = block(
+        "task_arithmetic",
+        {"chat": {"weight": 0.7}},
+        base_model="base",
+        tokenizer={"source": "union", "pad_to_multiple_of": 16},
+        chat_template="chatml",
+    )
+    assert MergeStage.check(config, models) == []
+    out = tmp_path / "out"
+    write_model(MergeStage.run(config, models, seed=0), out)
+    tokenizer = AutoTokenizer.from_pretrained(out)
+    model, info = AutoModelForCausalLM.from_pretrained(out, output_loading_info=True)
+    assert not info["missing_keys"]
+    assert not info["unexpected_keys"]
+    size = model.config.vocab_size
+    assert size % 16 == 0
+    assert model.get_input_embeddings().weight.shape[0] == size
+    assert model.get_output_embeddings().weight.shape[0] == size
+    assert (model.get_input_embeddings().weight is model.get_output_embeddings().weight) == tied
+    ids = tokenizer.apply_chat_template([{"role": "user", "content": "the hen"}], add_generation_prompt=True)
+    ids = ids["input_ids"] if hasattr(ids, "keys") else ids
+    assert tokenizer.get_vocab()["<|im_start|>"] in ids
+    made = model.generate(torch.tensor([ids]), max_new_tokens=12, do_sample=False, eos_token_id=None)
+    assert made.shape[1] == len(ids) + 12
+    assert made.max().item() < len(tokenizer)
+    for text in TEXTS:
+        assert tokenizer.decode(tokenizer.encode(text)) == text
+        assert max(tokenizer.encode(text)) < size
+
+
+def test_llama_tokenizers(tmp_path: Path) -> None:
+    """With ▁ and byte fallback, of which transformers builds the tokenizer anew from its vocabulary."""
+    merges = [("▁", "t"), ("▁t", "h"), ("▁th", "e"), ("i", "n")]
+    more = [*merges, ("h", "e"), ("he", "n"), ("▁", "hen")]
+    models, folders = {}, {}
+    for seed, (name, pairs, added) in enumerate([("base", merges, ()), ("more", more, ADDED)]):
+        folder = folders[name] = tmp_path / name
+        rows = 286 + 3 + len(pairs) + len(added)
+        make_model(folder, "llama", layers=1, seed=seed, vocab=rows)
+        llama_style(folder, pairs, added=added)
+        models[name] = open_model(folder)
+    config = block("linear", {name: {"weight": 0.5} for name in models}, tokenizer={"source": "union"})
+    assert MergeStage.check(config, models) == []
+    out = tmp_path / "out"
+    write_model(MergeStage.run(config, models, seed=0), out)
+    mine, theirs = AutoTokenizer.from_pretrained(out), AutoTokenizer.from_pretrained(folders["more"])
+    for text in ("the hen in the tin", "a then.<|im_end|> hen", "Ünicode 🙂"):
+        assert mine.tokenize(text) == theirs.tokenize(text)
+        assert mine.decode(mine.encode(text)) == theirs.decode(theirs.encode(text))
+    model = AutoModelForCausalLM.from_pretrained(out)
+    table, ids = model.get_input_embeddings().weight.double(), mine.get_vocab()
+    assert len(ids) == model.config.vocab_size == len(table)
+    tables = {name: model.tensor("model.embed_tokens.weight").double() for name, model in models.items()}
+    first = AutoTokenizer.from_pretrained(folders["base"]).get_vocab()
+    for token, place in ids.items():
+        row = tables["more"][theirs.get_vocab()[token]]
+        wanted = (row + tables["base"][first[token]]) / 2 if token in first else row
+        assert torch.allclose(table[place], wanted, atol=1e-6), token
