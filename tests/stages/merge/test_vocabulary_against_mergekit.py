@@ -107,7 +107,7 @@ def recipes() -> dict[str, dict[str, Any]]:
 
 
 def with_paths(value: Any, paths: Mapping[str, Path]) -> Any:
-    """Return a recipe for mergekit, which knows models by their folders. ``base`` is its own word in places."""
+    """Return a recipe for mergekit, which knows models by their folders. ``base`` is a word of its own."""
     if isinstance(value, list):
         return [with_paths(item, paths) for item in value]
     if not isinstance(value, dict):
