@@ -10,6 +10,7 @@ from evolve.config.dump import to_yaml
 from evolve.errors import UserError
 from evolve.export.recipe import comment, recipe_document
 from evolve.registry import MERGE_METHODS
+from evolve.weights.chat_template import NAMED
 from evolve.weights.gguf import is_gguf
 from evolve.weights.location import PLUS, places
 
@@ -43,6 +44,9 @@ def mergekit_document(recipe: Recipe, parents: Mapping[str, Parent]) -> dict[str
             f"mergekit has no method {method}: use --to recipe, which `evolve build` reads, or --to model"
         )
     block = {key: value for key, value in stage["merge"].items() if key not in _OURS}
+    if "chat_template" in block:
+        # mergekit's templates of these names differ from ours, so the text itself is written.
+        block["chat_template"] = NAMED.get(block["chat_template"], block["chat_template"])
     sources = {model: _reference(parents[model]) for model in recipe.models}
     renamed: dict[str, Any] = _renamed(block, sources)
     return renamed
@@ -75,6 +79,11 @@ def mergekit_yaml(recipe: Recipe, parents: Mapping[str, Parent], *, notes: Itera
         lines.append(
             "where nuslerp_flatten is false, mergekit 0.1.5 takes columns for nuslerp_row_wise: true and "
             "rows for false: turn nuslerp_row_wise around there for the scored model"
+        )
+    if "tokenizer" in document or "tokenizer_source" in document:
+        lines.append(
+            "mergekit leaves the special token ids of config.json as they are in the base, and adds ordinary "
+            "tokens of other models as they are spelled in their vocabulary: see docs/merge-methods.md"
         )
     return comment(lines) + to_yaml(document)
 

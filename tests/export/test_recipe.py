@@ -146,6 +146,39 @@ def test_mergekit_s_own_word_for_the_base_s_tokenizer_stays():
     assert mergekit_document(merge_recipe(tokenizer_source="base"), PARENTS)["tokenizer_source"] == "base"
 
 
+def test_the_models_of_a_mergekit_tokenizer():
+    tokens = {
+        "<x>": {"source": "a", "force": True},
+        "model": {"source": {"kind": "model_token", "model": "b", "token": "a"}},
+        "a": {"source": {"kind": "zero"}},
+    }
+    tokenizer = {"source": "b", "tokens": tokens, "pad_to_multiple_of": 8}
+    found = mergekit_document(merge_recipe(tokenizer=tokenizer, chat_template="auto"), PARENTS)
+    b = {"model": {"path": "models/b+c@d"}}
+    assert found["tokenizer"] == {
+        "source": b,
+        "tokens": {
+            "<x>": {"source": "org/a@f00", "force": True},
+            "model": {"source": {"kind": "model_token", "model": b, "token": "a"}},
+            "a": {"source": {"kind": "zero"}},
+        },
+        "pad_to_multiple_of": 8,
+    }
+    assert found["chat_template"] == "auto"
+    for word in ("base", "union"):
+        assert mergekit_document(merge_recipe(tokenizer={"source": word}), PARENTS)["tokenizer"] == {
+            "source": word
+        }
+    assert mergekit_document(merge_recipe(tokenizer={}), PARENTS)["tokenizer"] == {}
+    assert "special token ids" in mergekit_yaml(merge_recipe(tokenizer={}), PARENTS)
+
+
+def test_mergekit_gets_the_text_of_a_named_template():
+    found = mergekit_document(merge_recipe(chat_template="chatml"), PARENTS)["chat_template"]
+    assert found.startswith("{%")
+    assert "<|im_start|>" in found
+
+
 def test_mergekit_refuses_what_it_cannot_hold():
     recipe = merge_recipe()
     two = Recipe.make(recipe.models, [*recipe.pipeline, {"merge": {"merge_method": "linear"}}])

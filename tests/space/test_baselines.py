@@ -64,3 +64,30 @@ pipeline:
 def test_no_average_of_less_than_two() -> None:
     found = recipes(load_text(DESIGN.replace("enabled: {choices: [false, true]}", "enabled: true"), "c.yaml"))
     assert list(found) == ["base", "math", "prose"]
+
+
+def test_the_average_has_the_vocabulary_of_the_merge_as_far_as_it_goes_without_the_base() -> None:
+    text = """\
+models: {base: x, math: y, prose: z}
+pipeline:
+  - merge:
+      merge_method: ties
+      base_model: base
+      models:
+        - {model: math, parameters: {weight: 1}}
+        - {model: prose, parameters: {weight: 1}}
+      chat_template: chatml
+"""
+    cases = {
+        "tokenizer_source: base": {"source": "union"},
+        "tokenizer_source: prose": {"source": "prose"},
+        "tokenizer: {source: base, pad_to_multiple_of: 8}": {"source": "union", "pad_to_multiple_of": 8},
+        "tokenizer: {tokens: {<x>: {source: base}}}": {"source": "union"},
+        "": None,
+    }
+    for line, expected in cases.items():
+        loaded = load_text(text + (f"      {line}\n" if line else ""), "c.yaml")
+        ((_, block),) = recipes(loaded)[AVERAGE]["pipeline"][0].items()  # type: ignore[index]
+        assert block["chat_template"] == "chatml"
+        tokenizer = block.get("tokenizer")
+        assert (None if tokenizer is None else {"source": "union", **tokenizer}) == expected

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import random
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -13,6 +13,9 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from evolve.stages.merge import MergeStage
+from evolve.stages.merge.block import MergeBlock
+from evolve.stages.pipeline import build, check
+from evolve.types import Recipe
 from evolve.weights.reader import open_model
 from evolve.weights.skeleton import vocabulary_tables
 from evolve.weights.writer import write_model
@@ -25,7 +28,12 @@ if TYPE_CHECKING:
 
 ADDED = ("<|im_start|>", "<|im_end|>")
 MERGES = [("t", "h"), ("th", "e"), ("Ġ", "the"), ("i", "n")]
+UNION: dict[str, Any] = {"tokenizer": {"source": "union"}}
 TEXTS = ("the hen in the tin", " naïve 🙂\n\nthe end<|im_end|>", "<|im_start|>user\nthe in")
+
+
+def entries(weights: dict[str, float]) -> list[dict[str, Any]]:
+    return [{"model": name, "parameters": {"weight": weight}} for name, weight in weights.items()]
 
 
 def make(
@@ -176,3 +184,49 @@ def test_llama_tokenizers(tmp_path: Path) -> None:
         row = tables["more"][theirs.get_vocab()[token]]
         wanted = (row + tables["base"][first[token]]) / 2 if token in first else row
         assert torch.allclose(table[place], wanted, atol=1e-6), token
+
+
+def test_a_merge_of_a_merge_with_another_vocabulary(tmp_path: Path) -> None:
+    """The check of a later stage knows the vocabulary that an earlier one will have, and the build has it."""
+    models = {
+        "base": open_model(make(tmp_path / "base", "llama", tied=True, added=())),
+        "chat": open_model(make(tmp_path / "chat", "llama", tied=True, seed=1)),
+        "other": open_model(make(tmp_path / "other", "llama", tied=True, added=("<other>",), seed=2)),
+    }
+
+    def stages(**keys: Any) -> list[dict[str, Any]]:
+        first = dict.fromkeys(("base", "chat"), 1.0)
+        return [
+            {"merge": {"name": "joint", "merge_method": "linear", "models": entries(first), **UNION}},
+            {
+                "merge": {
+                    "merge_method": "linear",
+                    "models": entries({"joint": 1.0, **keys.pop("beside")}),
+                    **keys,
+                }
+            },
+        ]
+
+    def found(steps: list[dict[str, Any]]) -> list[tuple[str, str]]:
+        return check([("merge", MergeBlock.model_validate(step["merge"])) for step in steps], models)
+
+    assert found(stages(beside={"chat": 1.0})) == []
+    ((path, message),) = found(stages(beside={"base": 1.0}))
+    assert path == "pipeline.1.merge.models"
+    assert "'<|im_start|>' is absent and not" in message
+    steps = stages(beside={"other": 1.0}, **UNION, chat_template="alpaca")
+    assert found(steps) == []
+    out = tmp_path / "out"
+    write_model(build(Recipe.make(dict.fromkeys(models, "sha256:0"), steps), models), out)
+    tokenizer = AutoTokenizer.from_pretrained(out)
+    chat = AutoTokenizer.from_pretrained(tmp_path / "chat").get_vocab()
+    assert tokenizer.get_vocab() == {**chat, "<other>": len(chat)}
+    assert "### Response" in tokenizer.chat_template
+    table = load_file(out / "model.safetensors")["model.embed_tokens.weight"]
+    name = "model.embed_tokens.weight"
+    tables = {key: model.tensor(name) for key, model in models.items()}
+    place = chat["<|im_end|>"]
+    # Only chat has it, so it is that row in the first merge, and what the second fills other with.
+    assert torch.allclose(table[place], tables["chat"][place], atol=1e-6)
+    joint = (tables["base"][5] + tables["chat"][5]) / 2
+    assert torch.allclose(table[5], (joint + tables["other"][5]) / 2, atol=1e-6)
