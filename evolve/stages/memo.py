@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import operator
 import threading
 import weakref
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Hashable
 
     from evolve.tensors.fused import Buffers
     from evolve.weights.model import Model
@@ -24,8 +25,10 @@ class Sized(Protocol):
 
 
 T = TypeVar("T", bound=Sized)
+U = TypeVar("U")
 
 DEFAULT_BYTES = 1 << 30
+_MOST_KEYS = 8
 
 
 class Memo:
@@ -40,6 +43,7 @@ class Memo:
         self._limit = limit
         self._found: dict[tuple[Any, ...], Any] = {}
         self._watched: dict[int, weakref.ref[Model]] = {}
+        self._latest: dict[Hashable, tuple[tuple[Model, ...], Any]] = {}
         self._lock = threading.RLock()
         self.nbytes = 0
 
@@ -65,6 +69,25 @@ class Memo:
                 self._found[full] = value
                 self.nbytes += value.nbytes
         return value
+
+    def latest(self, key: Hashable, models: tuple[Model, ...], compute: Callable[[], U]) -> U:
+        """Return the last answer for ``key`` if it was for the same models, else one that is computed now.
+
+        For what holds on to the models, such as other views of them: one answer is kept for each of the last
+        keys, and the models live as long as it does.
+        """
+        with self._lock:
+            before, value = self._latest.get(key, ((), None))
+            if len(before) == len(models) and all(map(operator.is_, before, models)):
+                found: U = value
+                return found
+        answer = compute()
+        with self._lock:
+            self._latest.pop(key, None)
+            self._latest[key] = (models, answer)
+            while len(self._latest) > _MOST_KEYS:
+                del self._latest[next(iter(self._latest))]
+        return answer
 
     def _watch(self, model: Model) -> None:
         """Forget what belongs to a model when it dies: another could get its id."""

@@ -35,16 +35,16 @@ def selected(table: Tensor, rows: Rows, dtype: torch.dtype) -> Tensor:
         dtype: Type of the result; floats are rounded where it is narrower.
 
     Returns:
-        ``[n, ...]``, with its own storage.
+        ``[n, ...]``, with its own storage, on the device of the table.
 
     Raises:
         IndexError: A row is outside of the table.
     """
     _require(rows, len(table))
-    out = torch.zeros((len(rows), *table.shape[1:]), dtype=dtype)
+    out = torch.zeros((len(rows), *table.shape[1:]), dtype=dtype, device=table.device)
     places = np.flatnonzero(rows >= 0)
     if places.size:
-        out[torch.from_numpy(places)] = table[torch.from_numpy(rows[places])].to(dtype)
+        out[torch.from_numpy(places).to(table.device)] = _taken(table, rows[places]).to(dtype)
     return out
 
 
@@ -56,7 +56,7 @@ def mean_of_owners(tables: Sequence[Tensor], owners: Sequence[Rows]) -> Tensor:
         owners: For each table the rows of the n tokens, ``[n]``; -1 where it has none.
 
     Returns:
-        ``[n, ...]``, float64. A single owner's row is given exactly; a token without an owner has zeros.
+        ``[n, ...]``, float64, on the CPU. A single owner's row is given exactly, no owner's is zeros.
 
     Raises:
         IndexError: A row is outside of its table.
@@ -68,7 +68,7 @@ def mean_of_owners(tables: Sequence[Tensor], owners: Sequence[Rows]) -> Tensor:
         _require(rows, len(table))
         places = np.flatnonzero(rows >= 0)
         if places.size:
-            total[torch.from_numpy(places)] += table[torch.from_numpy(rows[places])].to(torch.float64)
+            total[torch.from_numpy(places)] += _taken(table, rows[places]).to("cpu", torch.float64)
             count[places] += 1
     divisor = torch.from_numpy(np.maximum(count, 1)).to(torch.float64)
     return total / divisor.reshape(-1, *(1 for _ in width))
@@ -86,7 +86,7 @@ def mean_row(table: Tensor, rows: Rows) -> Tensor:
         rows: ``[n]``, none of them -1. Without any the mean is zero.
 
     Returns:
-        ``[...]``, float64.
+        ``[...]``, float64, on the CPU.
 
     Raises:
         IndexError: A row is outside of the table.
@@ -96,7 +96,7 @@ def mean_row(table: Tensor, rows: Rows) -> Tensor:
         raise IndexError("a mean has no row -1")
     total = np.zeros(tuple(table.shape[1:]), np.float64)
     for start in range(0, rows.size, _ROWS):
-        block = table[torch.from_numpy(rows[start : start + _ROWS])].to(torch.float64).numpy()
+        block = _taken(table, rows[start : start + _ROWS]).to("cpu", torch.float64).numpy()
         total += np.add.reduce(block, axis=0)
     return torch.from_numpy(np.asarray(total / max(rows.size, 1)))
 
@@ -104,6 +104,10 @@ def mean_row(table: Tensor, rows: Rows) -> Tensor:
 def holds_exactly(source: str, target: str) -> bool:
     """Whether every number of type ``source`` is one of type ``target``, both as torch spells them."""
     return source == target or target == "float64" or (source, target) in _EXACT
+
+
+def _taken(table: Tensor, rows: Rows) -> Tensor:
+    return table[torch.from_numpy(rows).to(table.device)]
 
 
 def _require(rows: Rows, size: int) -> None:

@@ -112,3 +112,16 @@ def test_which_type_holds_which() -> None:
             kept = torch.equal(probe.to(target).double(), probe.double())
             names = (str(kind).removeprefix("torch.") for kind in (source, target))
             assert holds_exactly(*names) == kept, (source, target)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_tables_on_a_gpu_give_the_bits_of_the_cpu(dtype: torch.dtype) -> None:
+    table = torch.randn((3000, 16), generator=torch.Generator().manual_seed(4)).to(dtype)
+    chosen = np.arange(0, 3000, 3)
+    moved = table.cuda()
+    assert torch.equal(selected(moved, chosen, torch.float32).cpu(), selected(table, chosen, torch.float32))
+    assert torch.equal(mean_row(moved, chosen), mean_row(table, chosen))
+    mixed = mean_of_owners([moved, table], [chosen, chosen[::-1].copy()])
+    assert torch.equal(mixed, mean_of_owners([table, table], [chosen, chosen[::-1].copy()]))

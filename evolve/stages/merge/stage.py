@@ -80,7 +80,7 @@ class MergeStage:
         merge = cast("MergeBlock", block)
         given = {name: models[name] for name in MergeStage.inputs(merge)}
         try:
-            inputs = aligned(merge, given)
+            inputs = aligned(merge, given, memo)
         except VocabularyError as error:
             raise CandidateError("invalid_recipe", str(error)) from error
         # Of the models as they are: a filled row may widen a table, and that must not widen the result.

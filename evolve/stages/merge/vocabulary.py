@@ -11,10 +11,9 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import numpy as np
-
 from evolve.errors import ModelError
 from evolve.stages.merge.alignment import Alignment, Choice, align
+from evolve.stages.merge.tables import Tables, aligned_type
 from evolve.stages.merge.tokenizer_keys import UNION, ModelToken, TokenizerBlock
 from evolve.weights import chat_template as chat
 from evolve.weights.files import contents, with_changes
@@ -26,6 +25,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
+    from evolve.stages.memo import Memo
     from evolve.stages.merge.block import MergeBlock
     from evolve.weights.files import Files
     from evolve.weights.tokenizer import Tokenizer
@@ -46,7 +46,7 @@ class VocabularyError(ModelError):
         super().__init__("; ".join(f"{path}: {message}" for path, message in problems))
 
 
-def aligned(block: MergeBlock, models: Mapping[str, Model]) -> dict[str, Model]:
+def aligned(block: MergeBlock, models: Mapping[str, Model], memo: Memo | None = None) -> dict[str, Model]:
     """Return the models with the vocabulary, the tokenizer and the chat template of the result.
 
     Without ``tokenizer`` and ``tokenizer_source`` vocabularies stay as they are.
@@ -54,6 +54,8 @@ def aligned(block: MergeBlock, models: Mapping[str, Model]) -> dict[str, Model]:
     Args:
         block: The merge.
         models: Its inputs by name, in the order of the config.
+        memo: With it the same models give the same objects as the last time, and their tables are kept as far
+            as there is room.
 
     Returns:
         The same names. With a tokenizer key all models have the same ``files``; without one only the model
@@ -65,23 +67,37 @@ def aligned(block: MergeBlock, models: Mapping[str, Model]) -> dict[str, Model]:
     donor = block.donor
     if donor is None or donor not in models:
         raise VocabularyError([("tokenizer_source", f"{donor!r} is not one of the merged models")])
+    if block.vocabulary is None and block.chat_template is None:
+        return dict(models)
+    question = _question(block, models, donor)
+    if memo is None:
+        return _aligned(block, models, question, None)
+    key = ("aligned", question, block.chat_template)
+    return memo.latest(key, tuple(models.values()), lambda: _aligned(block, models, question, memo))
+
+
+def _aligned(
+    block: MergeBlock, models: Mapping[str, Model], question: _Question, memo: Memo | None
+) -> dict[str, Model]:
     result = dict(models)
-    keys = block.vocabulary
-    if keys is not None:
+    if question.keys is not None:
         try:
-            common = _common(_question(keys, models, donor=donor, base=block.base_model))
+            common = _common(question)
         except ModelError as error:
             listed = error.problems if isinstance(error, VocabularyError) else (("", str(error)),)
             key = "tokenizer" if block.tokenizer is not None else "tokenizer_source"
             raise VocabularyError([(path or key, message) for path, message in listed]) from error
-        result = {name: _with_vocabulary(name, models, common) for name in models}
+        tables = Tables(
+            models, common.alignment, common.types, memo, (question.keys, question.donor, str(question.base))
+        )
+        result = {name: tables.model(name, common.configs[name], common.files) for name in models}
     if block.chat_template is not None:
         try:
-            files = _with_template(block, models, result[donor].files)
+            files = _with_template(block, models, result[question.donor].files)
         except ModelError as error:
             raise VocabularyError([("chat_template", str(error))]) from error
         for name, model in result.items():
-            if keys is not None or name == donor:
+            if question.keys is not None or name == question.donor:
                 result[name] = replace(model, files=files)
     return result
 
@@ -114,7 +130,7 @@ class _Question:
     """Everything that the common vocabulary depends on."""
 
     headers: tuple[_Header, ...]
-    keys: str
+    keys: str | None
     donor: str
     base: str | None
 
@@ -127,18 +143,16 @@ class _Common:
         alignment: Where rows come from.
         files: The side files of the result.
         configs: For each model its config in the ids of the result.
-        tables: For each model its tensors with one row for each token, and the types of the aligned ones.
+        types: For each model its tensors with one row for each token, and the types of the aligned ones.
     """
 
     alignment: Alignment
     files: Files
     configs: Mapping[str, Mapping[str, Any]]
-    tables: Mapping[str, Mapping[str, str]]
+    types: Mapping[str, Mapping[str, str]]
 
 
-def _question(
-    keys: TokenizerBlock, models: Mapping[str, Model], *, donor: str, base: str | None
-) -> _Question:
+def _question(block: MergeBlock, models: Mapping[str, Model], donor: str) -> _Question:
     headers = tuple(
         _Header(
             name,
@@ -149,7 +163,8 @@ def _question(
         )
         for name, model in models.items()
     )
-    return _Question(headers, keys.model_dump_json(), donor, base)
+    keys = block.vocabulary
+    return _Question(headers, None if keys is None else keys.model_dump_json(), donor, block.base_model)
 
 
 def _stamp(files: Files) -> tuple[Any, ...]:
@@ -165,7 +180,7 @@ def _stamp(files: Files) -> tuple[Any, ...]:
 # A search asks the same question for every candidate. The answer holds maps and files, no weights.
 @lru_cache(maxsize=8)
 def _common(question: _Question) -> _Common:
-    keys = TokenizerBlock.model_validate_json(question.keys)
+    keys = TokenizerBlock.model_validate_json(question.keys or "{}")
     headers = {
         header.name: Model(json.loads(header.config), dict(header.specs), _no_tensor, header.files)
         for header in question.headers
@@ -184,7 +199,7 @@ def _common(question: _Question) -> _Common:
     )
     configs = _configs(headers, tokenizers, question.donor, result, alignment.size)
     types = {
-        name: {table: _type(name, table, headers, alignment) for table in found}
+        name: {table: aligned_type(name, table, headers, alignment) for table in found}
         for name, found in tables.items()
     }
     files = with_generation_ids(files, within(alignment.size))
@@ -280,25 +295,6 @@ def _by_preference(tokenizer: Tokenizer) -> Mapping[str, int]:
     return dict(sorted(ids.items(), key=lambda entry: entry[0] in decoded))
 
 
-def _type(model: str, table: str, models: Mapping[str, Model], alignment: Alignment) -> str:
-    """Return the type of an aligned table: the model's own if it holds all rows exactly, else a wider one."""
-    from evolve.tensors.embeddings import holds_exactly
-
-    own = models[model].specs[table].dtype
-    lacks = alignment.own[model][alignment.filled] < 0
-    gives = {name: found[lacks] >= 0 for name, found in alignment.owners.items()}
-    sources = {
-        models[name].specs[table].dtype
-        for name, found in gives.items()
-        if found.any() and table in models[name].specs
-    }
-    several = int(np.sum(list(gives.values()), axis=0).max(initial=0)) > 1
-    averaged = several or alignment.padding.size > 0
-    if not averaged and all(holds_exactly(source, own) for source in sources):
-        return own
-    return "float64" if "float64" in {own, *sources} else "float32"
-
-
 def _configs(
     models: Mapping[str, Model],
     tokenizers: Mapping[str, Tokenizer],
@@ -322,43 +318,3 @@ def _configs(
 
 def _by_token(old: Tokenizer, new: Tokenizer) -> Callable[[int], int | None]:
     return lambda number: new.ids.get(old.backend.id_to_token(number))
-
-
-def _with_vocabulary(name: str, models: Mapping[str, Model], common: _Common) -> Model:
-    """Return a model whose tables have the rows of the result."""
-    model, tables = models[name], common.tables[name]
-    size = common.alignment.size
-
-    def tensor(tensor_name: str) -> Tensor:
-        if tensor_name not in tables:
-            return model.tensor(tensor_name)
-        return _read(name, tensor_name, models, common)
-
-    specs = {
-        key: TensorSpec((size, *spec.shape[1:]), tables[key]) if key in tables else spec
-        for key, spec in model.specs.items()
-    }
-    return Model(common.configs[name], specs, tensor, common.files)
-
-
-def _read(name: str, table: str, models: Mapping[str, Model], common: _Common) -> Tensor:
-    """Read a model's table with the rows of the result."""
-    import torch
-
-    from evolve.tensors.embeddings import mean_of_owners, mean_row, selected
-
-    alignment, own = common.alignment, models[name].tensor(table)
-    if alignment.whole(name, len(own)):
-        return own
-    dtype: torch.dtype = getattr(torch, common.tables[name][table])
-    result = selected(own, alignment.own[name], dtype)
-    lacks = alignment.own[name][alignment.filled] < 0
-    if lacks.any():
-        wanted = {model: rows[lacks] for model, rows in alignment.owners.items() if (rows[lacks] >= 0).any()}
-        places = torch.from_numpy(alignment.filled[lacks])
-        if wanted:
-            given = [own if model == name else models[model].tensor(table) for model in wanted]
-            result[places] = mean_of_owners(given, list(wanted.values())).to(dtype)
-    if alignment.padding.size:
-        result[torch.from_numpy(alignment.padding)] = mean_row(result, alignment.tokens).to(dtype)
-    return result

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,6 +13,7 @@ import torch
 from transformers import AutoTokenizer
 
 from evolve.errors import CandidateError
+from evolve.stages.memo import Memo
 from evolve.stages.merge import MergeStage, vocabulary
 from evolve.stages.merge.vocabulary import VocabularyError, aligned
 from evolve.weights.files import SideFiles
@@ -29,8 +31,6 @@ from tests.stages.merge.vocabularies import (
 from tests.tokenizers import gpt2_style
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from evolve.weights.model import Model
 
 MERGES = [("t", "h"), ("th", "e"), ("Ġ", "the")]
@@ -302,6 +302,54 @@ def test_a_search_reads_tokenizers_once(
         models["two"] = table_model(changed, sizes(changed), seed=2)
         result = MergeStage.run(linear(tokenizer_source="union"), models, seed=0)
         assert added in read_vocabulary(result.files)
+
+
+def test_a_memo_keeps_models_and_tables_of_parents(folders: Any) -> None:
+    """What else is kept for a search is kept by model: the aligned ones must be the same objects again."""
+    reads = []
+    models = table_models(folders)
+    for name, model in models.items():
+        counted = lambda table, of=model.tensor, name=name: reads.append(name) or of(table)  # noqa: E731
+        models[name] = replace(model, tensor=counted)
+    config = linear(tokenizer={"pad_to_multiple_of": 16}, chat_template="chatml")
+    memo = Memo()
+    first = aligned(config, models, memo)
+    kept = {name: model.tensor(EMBEDDING) for name, model in first.items()}
+    before = len(reads)
+    again = aligned(config, dict(models), memo)
+    assert all(again[name] is first[name] for name in models)
+    assert all(again[name].tensor(EMBEDDING) is kept[name] for name in models)
+    assert len(reads) == before + len(models), "only the sizes of tables are looked at"
+    assert memo.nbytes == sum(table.nbytes for table in kept.values())
+    plain = aligned(config, models)
+    assert all(torch.equal(plain[name].tensor(EMBEDDING), kept[name]) for name in models)
+    # Another vocabulary of the same models, and other models of the same vocabulary.
+    other = aligned(linear(tokenizer_source="two"), models, memo)
+    assert other["base"].tensor(EMBEDDING).shape != kept["base"].shape
+    models["two"] = replace(models["two"], tensor=lambda table: torch.ones(models["two"].specs[table].shape))
+    fresh = aligned(config, models, memo)
+    assert fresh["two"] is not first["two"]
+    assert not torch.equal(fresh["two"].tensor(EMBEDDING), kept["two"])
+    small = Memo(limit=0)
+    assert torch.equal(
+        aligned(config, models, small)["two"].tensor(EMBEDDING), fresh["two"].tensor(EMBEDDING)
+    )
+    assert small.nbytes == 0
+
+
+def test_of_each_key_a_memo_keeps_the_last_answer() -> None:
+    memo, calls = Memo(), []
+    models = tuple(table_model(Path("nowhere"), 3, seed=seed) for seed in range(2))
+
+    def ask(key: Any, *asked: Model) -> int:
+        return memo.latest(key, asked, lambda: calls.append(key) or len(calls))
+
+    assert [ask("a", *models), ask("a", *models), ask("b", *models), ask("a", *models)] == [1, 1, 2, 1]
+    assert ask("a", models[1], models[0]) == 3
+    assert ask("a", *models) == 4
+    assert ask("a", models[0]) == 5
+    assert [ask(number, *models) for number in range(20)] == list(range(6, 26))
+    assert ask("b", *models) == 26
 
 
 def test_the_answer_holds_no_weights(folders: Any) -> None:
