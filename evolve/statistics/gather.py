@@ -11,6 +11,7 @@ from evolve.statistics.cache import Draft, Source, Statistics, default_folder, f
 from evolve.statistics.corpus import sequences
 from evolve.statistics.fisher import diagonal_fisher
 from evolve.statistics.gram import MAX_BYTES, input_grams, linear_layers, sources
+from evolve.weights.files import folder_of
 from evolve.weights.network import open_network
 
 if TYPE_CHECKING:
@@ -100,7 +101,7 @@ class _Work:
 
     def _said(self, what: str) -> Callable[[], None]:
         began = time.monotonic()
-        name = self._model.files.name
+        name = folder_of(self._model.files).name
         logger.info("gathering %s of %s on %s", what, name, self._corpus.path)
         return lambda: logger.info("%s of %s took %.0f s", what, name, time.monotonic() - began)
 

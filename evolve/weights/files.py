@@ -54,6 +54,11 @@ Files: TypeAlias = Path | SideFiles
 """Where a model's side files are: a folder, or one with changes."""
 
 
+def folder_of(files: Files) -> Path:
+    """Return the folder that side files come from, for messages."""
+    return files.folder if isinstance(files, SideFiles) else files
+
+
 def with_changes(files: Files, changes: Mapping[str, bytes | None]) -> Files:
     """Return ``files`` with some contents replaced, added, or (None) left out."""
     if not changes:
@@ -70,7 +75,7 @@ def side_files(folder: Path) -> list[Path]:
 
 def contents(files: Files) -> dict[str, Path | bytes]:
     """Return relative name to a file, or to the content of one that is only in memory, sorted by name."""
-    folder = files.folder if isinstance(files, SideFiles) else files
+    folder = folder_of(files)
     found: dict[str, Path | bytes] = {
         path.relative_to(folder).as_posix(): path for path in side_files(folder)
     }

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from evolve.errors import ModelError
-from evolve.weights.files import contents, parse_json, read_content, read_side_files
+from evolve.weights.files import contents, folder_of, parse_json, read_content, read_side_files
 from evolve.weights.vocabulary import vocabulary
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ def load_tokenizer(files: Files, config: Mapping[str, Any]) -> Tokenizer:
     """
     from transformers import AutoTokenizer
 
-    where = files if isinstance(files, Path) else files.folder
+    where = folder_of(files)
     if vocabulary(files) is None:
         raise ModelError(f"{where} has no tokenizer: copy its tokenizer.json and tokenizer_config.json there")
     with tempfile.TemporaryDirectory(prefix="evolve-tokenizer-") as home:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from evolve.stages.memo import Memo
     from evolve.stages.merge.base import Param
     from evolve.stages.merge.block import MergeBlock
-    from evolve.statistics.cache import Statistics
+    from evolve.stages.merge.statistics import Gathered
     from evolve.weights.model import Model
 
 
@@ -48,7 +48,7 @@ class Plan:
         seed: int,
         types: Mapping[str, str],
         memo: Memo | None = None,
-        statistics: Mapping[str, Statistics] | None = None,
+        statistics: Mapping[str, Gathered] | None = None,
     ) -> None:
         self._block = block
         self._models = models

@@ -75,7 +75,7 @@ class MergeStage:
     @staticmethod
     def run(block: StageBlock, models: Mapping[str, Model], *, seed: int, memo: Memo | None = None) -> Model:
         """Return the merged model; its tensors are computed when they are asked for."""
-        from evolve.stages.merge.vocabulary import VocabularyError, aligned
+        from evolve.stages.merge.vocabulary import VocabularyError, aligned, aligned_statistics
 
         merge = cast("MergeBlock", block)
         given = {name: models[name] for name in MergeStage.inputs(merge)}
@@ -94,7 +94,7 @@ class MergeStage:
             inputs,
             seed=seed if merge.seed is None else merge.seed,
             types=types,
-            statistics=gathered(merge, given),
+            statistics=aligned_statistics(merge, given, gathered(merge, given)),
             memo=memo,
         )
         return Model(

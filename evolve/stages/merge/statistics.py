@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, Protocol
 
 from pydantic import Field
 
@@ -13,11 +13,24 @@ from evolve.registry import MERGE_METHODS
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from torch import Tensor
+
     from evolve.stages.merge.base import MergeMethod
     from evolve.stages.merge.block import MergeBlock
     from evolve.stages.merge.values import Path
     from evolve.statistics.cache import Statistics
     from evolve.weights.model import Model
+
+
+class Gathered(Protocol):
+    """What was gathered of one model."""
+
+    mean: float
+    """Mean of all values."""
+
+    def get(self, name: str) -> tuple[Tensor, int] | None:
+        """Return what is known of a tensor, float32, and its input axis; None: nothing is."""
+        ...
 
 
 class StatisticsBlock(DataFile):

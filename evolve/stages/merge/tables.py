@@ -9,13 +9,15 @@ import numpy as np
 from evolve.weights.model import Model, TensorSpec
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Collection, Mapping
 
     import torch
     from torch import Tensor
 
     from evolve.stages.memo import Memo
     from evolve.stages.merge.alignment import Alignment
+    from evolve.stages.merge.statistics import Gathered
+    from evolve.tensors.embeddings import Rows
     from evolve.weights.files import Files
 
 
@@ -53,17 +55,20 @@ class Tables:
             tensor: TensorSpec((size, *spec.shape[1:]), types[tensor]) if tensor in types else spec
             for tensor, spec in model.specs.items()
         }
-        return Model(
-            config,
-            specs,
-            lambda tensor: self._table(name, tensor) if tensor in types else model.tensor(tensor),
-            files,
-        )
+
+        def read(others: Callable[[str], Tensor]) -> Callable[[str], Tensor]:
+            return lambda tensor: self._table(name, tensor) if tensor in types else others(tensor)
+
+        exact = None if model.exact is None else read(model.exact)
+        return Model(config, specs, read(model.tensor), files, exact=exact)
 
     def _table(self, name: str, table: str) -> Tensor:
-        own = self._models[name].tensor(table)
+        import torch
+
+        own = self._models[name].unrounded(table)
         if self._alignment.whole(name, len(own)):
-            return own
+            dtype: torch.dtype = getattr(torch, self._types[name][table])
+            return own.to(dtype)
         if self._memo is None:
             return self._read(name, table, own)
         models = tuple(self._models.values())
@@ -82,7 +87,7 @@ class Tables:
         lacks = alignment.own[name][alignment.filled] < 0
         wanted = {model: rows[lacks] for model, rows in alignment.owners.items() if (rows[lacks] >= 0).any()}
         if wanted:
-            given = [own if model == name else self._models[model].tensor(table) for model in wanted]
+            given = [own if model == name else self._models[model].unrounded(table) for model in wanted]
             fill = mean_of_owners(given, list(wanted.values()))
             _put(result, alignment.filled[lacks], fill)
         if alignment.padding.size:
@@ -100,11 +105,11 @@ def aligned_type(model: str, table: str, models: Mapping[str, Model], alignment:
     """Return the type of an aligned table: the model's own if it holds all rows exactly, else a wider one."""
     from evolve.tensors.embeddings import holds_exactly
 
-    own = models[model].specs[table].dtype
+    own = _held(models[model], table)
     lacks = alignment.own[model][alignment.filled] < 0
     gives = {name: found[lacks] >= 0 for name, found in alignment.owners.items()}
     sources = {
-        models[name].specs[table].dtype
+        _held(models[name], table)
         for name, found in gives.items()
         if found.any() and table in models[name].specs
     }
@@ -113,3 +118,36 @@ def aligned_type(model: str, table: str, models: Mapping[str, Model], alignment:
     if not averaged and all(holds_exactly(source, own) for source in sources):
         return own
     return "float64" if "float64" in {own, *sources} else "float32"
+
+
+def _held(model: Model, table: str) -> str:
+    """Return a type that holds a table before it is rounded to its own."""
+    own = model.specs[table].dtype
+    return own if model.exact is None or own == "float64" else "float32"
+
+
+class AlignedFisher:
+    """The Fisher information of a model in the rows of the result. Of a token that it lacks it has none."""
+
+    def __init__(self, gathered: Gathered, own: Rows, tables: Collection[str]) -> None:
+        """Align what was gathered of a model as it is.
+
+        Args:
+            gathered: The diagonal Fisher information of the model.
+            own: The model's row for each row of the result; -1: none.
+            tables: Its tensors with one row for each token.
+        """
+        self._gathered = gathered
+        self._own = own
+        self._tables = tables
+        self.mean = gathered.mean
+
+    def get(self, name: str) -> tuple[Tensor, int] | None:
+        """Return what is known of a tensor, and the axis of its inputs; None: nothing is."""
+        from evolve.tensors.embeddings import selected
+
+        found = self._gathered.get(name)
+        if found is None or name not in self._tables:
+            return found
+        values, axis = found
+        return selected(values, self._own, values.dtype), axis

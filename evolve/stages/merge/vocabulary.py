@@ -12,8 +12,9 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from evolve.errors import ModelError
+from evolve.registry import MERGE_METHODS
 from evolve.stages.merge.alignment import Alignment, Choice, align
-from evolve.stages.merge.tables import Tables, aligned_type
+from evolve.stages.merge.tables import AlignedFisher, Tables, aligned_type
 from evolve.stages.merge.tokenizer_keys import UNION, ModelToken, TokenizerBlock
 from evolve.weights import chat_template as chat
 from evolve.weights.files import contents, with_changes
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
     from evolve.stages.memo import Memo
     from evolve.stages.merge.block import MergeBlock
+    from evolve.stages.merge.statistics import Gathered
     from evolve.weights.files import Files
     from evolve.weights.tokenizer import Tokenizer
 
@@ -102,6 +104,27 @@ def _aligned(
     return result
 
 
+def aligned_statistics(
+    block: MergeBlock, models: Mapping[str, Model], gathered: Mapping[str, Gathered]
+) -> Mapping[str, Gathered]:
+    """Return what was gathered of the models as they are, for the models that :func:`aligned` gives.
+
+    Inner products of inputs have no rows for tokens and stay; the Fisher information of a table has.
+    """
+    donor = block.donor
+    if (
+        block.vocabulary is None
+        or donor is None
+        or MERGE_METHODS.load(block.merge_method).statistics != "fisher"
+    ):
+        return gathered
+    common = _common(_question(block, models, donor))
+    return {
+        name: AlignedFisher(found, common.alignment.own[name], common.types[name].keys())
+        for name, found in gathered.items()
+    }
+
+
 def _with_template(block: MergeBlock, models: Mapping[str, Model], files: Files) -> Files:
     wanted = block.chat_template or ""
     if wanted == chat.AUTO:
@@ -121,6 +144,7 @@ class _Header(NamedTuple):
     name: str
     config: str
     specs: tuple[tuple[str, TensorSpec], ...]
+    exact: bool
     files: Files
     stamp: tuple[Any, ...]
 
@@ -158,6 +182,7 @@ def _question(block: MergeBlock, models: Mapping[str, Model], donor: str) -> _Qu
             name,
             json.dumps(dict(model.config), sort_keys=True, default=str),
             tuple(model.specs.items()),
+            model.exact is not None,
             model.files,
             _stamp(model.files),
         )
@@ -182,7 +207,13 @@ def _stamp(files: Files) -> tuple[Any, ...]:
 def _common(question: _Question) -> _Common:
     keys = TokenizerBlock.model_validate_json(question.keys or "{}")
     headers = {
-        header.name: Model(json.loads(header.config), dict(header.specs), _no_tensor, header.files)
+        header.name: Model(
+            json.loads(header.config),
+            dict(header.specs),
+            _no_tensor,
+            header.files,
+            exact=_no_tensor if header.exact else None,
+        )
         for header in question.headers
     }
     tokenizers, tables, rows = _vocabularies(headers)

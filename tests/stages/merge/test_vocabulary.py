@@ -269,6 +269,30 @@ def test_a_task_vector_of_a_token_that_a_model_lacks_is_zero(folders: Any) -> No
     assert torch.equal(result.tensor(EMBEDDING)[place], models["base"].tensor(EMBEDDING)[place])
 
 
+@pytest.mark.parametrize("source", ["union", "one"])
+def test_tables_of_an_adapter_are_not_rounded_on_the_way(folders: Any, source: str, tmp_path: Path) -> None:
+    """What is known of a bfloat16 model before its rounding goes into the rows, also into those of others."""
+    wide = table_models(folders)
+    models = table_models(folders, dtype="bfloat16")
+    for name in ("one", "two"):
+        models[name] = replace(models[name], exact=wide[name].tensor)
+    config = linear(tokenizer_source=source, dtype="float32")
+    assert MergeStage.check(config, models) == []
+    result = MergeStage.run(config, models, seed=0)
+    ids = read_vocabulary(result.files)
+    exact = {**wide, "base": models["base"]}
+    rows = aligned_rows(exact, EMBEDDING, ids, result.config["vocab_size"])
+    wanted = sum(WEIGHTS[name] * found for name, found in rows.items())
+    assert np.allclose(result.tensor(EMBEDDING).numpy(), wanted, rtol=0, atol=5e-7)
+    inputs = aligned(config, models)
+    assert [inputs[name].exact is None for name in WEIGHTS] == [True, False, False]
+    for model in inputs.values():
+        assert torch.equal(model.tensor(EMBEDDING), model.unrounded(EMBEDDING))
+        assert model.tensor(EMBEDDING).dtype == getattr(torch, model.specs[EMBEDDING].dtype)
+    other = linear(tokenizer_source=source)
+    assert MergeStage.run(other, models, seed=0).specs[EMBEDDING].dtype == "bfloat16"
+
+
 def test_equal_vocabularies_are_not_copied(folders: Any) -> None:
     same = {
         name: table_model(folders["base"], sizes(folders["base"]), seed=i) for i, name in enumerate(WEIGHTS)

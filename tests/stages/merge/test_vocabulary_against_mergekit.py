@@ -10,7 +10,7 @@ from transformers import AutoTokenizer
 
 from evolve.stages.merge import MergeStage
 from evolve.weights.reader import open_model
-from evolve.weights.skeleton import vocabulary_tables
+from evolve.weights.tables import vocabulary_tables
 from tests.stages.merge import mergekit
 from tests.stages.merge.memory import block
 from tests.stages.merge.vocabularies import transformers_tokenizer

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,11 +16,17 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from evolve.stages.merge import MergeStage
 from evolve.stages.merge.block import MergeBlock
 from evolve.stages.pipeline import build, check
+from evolve.statistics.corpus import Corpus
+from evolve.statistics.gather import statistics_of
 from evolve.types import Recipe
+from evolve.weights.content import file_content
 from evolve.weights.reader import open_model
-from evolve.weights.skeleton import vocabulary_tables
+from evolve.weights.tables import vocabulary_tables
+from evolve.weights.vocabulary import vocabulary
 from evolve.weights.writer import write_model
 from tests.stages.merge.memory import block
+from tests.stages.merge.reference_beyond import regmean
+from tests.stages.merge.vocabularies import aligned_rows, tokens_of
 from tests.tiny import make_model
 from tests.tokenizers import SPECIAL, byte_level, bytes_alphabet, llama_style
 
@@ -230,3 +237,53 @@ def test_a_merge_of_a_merge_with_another_vocabulary(tmp_path: Path) -> None:
     assert torch.allclose(table[place], tables["chat"][place], atol=1e-6)
     joint = (tables["base"][5] + tables["chat"][5]) / 2
     assert torch.allclose(table[5], (joint + tables["other"][5]) / 2, atol=1e-6)
+
+
+@pytest.mark.parametrize("method", ["fisher", "regmean"])
+def test_statistics_of_models_with_different_vocabularies(
+    method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are gathered of each model in its own tokens, and then belong to the rows of the result."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    text = tmp_path / "text.txt"
+    text.write_text("\n\n".join(f"the hen {i} in the tin<|im_end|>the end {i * i}" for i in range(30)))
+    content = file_content(text)
+    models = {
+        name: replace(
+            open_model(make(tmp_path / name, "llama", tied=False, added=added, seed=seed)), content=name
+        )
+        for seed, (name, added) in enumerate([("base", ("<base>",)), ("chat", ADDED)])
+    }
+    settings = {"path": str(text), "max_tokens": 500, "sequence_length": 40, "content": content}
+    config = block(
+        method,
+        {"base": {"weight": 2.0}, "chat": {}},
+        **UNION,
+        statistics=settings,
+        **({"parameters": {"floor": 0.0, "normalize": False}} if method == "fisher" else {}),
+    )
+    result = MergeStage.run(config, models, seed=0)
+    corpus = Corpus(str(text), content, 500, 40, 0)
+    gathered = {
+        name: statistics_of(model, "fisher" if method == "fisher" else "gram", corpus)
+        for name, model in models.items()
+    }
+    ids = vocabulary(result.files)
+    for table in ("model.embed_tokens.weight", "lm_head.weight"):
+        rows = aligned_rows(models, table, ids, len(ids))
+        expected = (2 * rows["base"] + rows["chat"]) / 3
+        if method == "fisher":
+            mass = {name: np.zeros_like(found) for name, found in rows.items()}
+            for name, weight in (("base", 2.0), ("chat", 1.0)):
+                values, _ = gathered[name].get(table)
+                for token, number in tokens_of(models[name]).items():
+                    mass[name][ids[token]] = weight * values[number].double().numpy()
+            total = mass["base"] + mass["chat"]
+            known = total > 0
+            shares = sum(mass[name] * rows[name] for name in rows)
+            expected[known] = shares[known] / total[known]
+            assert known[ids["<|im_end|>"]].any()
+        elif table == "lm_head.weight":
+            grams = [gathered[name].get(table)[0].double().numpy() for name in models]
+            expected = regmean([rows[name].T for name in models], grams, [2.0, 1.0], 0.9).T
+        assert np.allclose(result.tensor(table).double().numpy(), expected, atol=2e-5), table
