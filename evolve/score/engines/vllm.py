@@ -12,6 +12,7 @@ import json
 import logging
 import os
 import shutil
+import sys
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -292,12 +293,39 @@ def _contained(threads: int) -> Iterator[None]:
     setter, preload = torch.set_num_threads, os.environ.get("LD_PRELOAD")
     setter(threads)
     try:
-        yield
+        with _searchable():
+            yield
     finally:
         torch.set_num_threads = setter
         os.environ.pop("LD_PRELOAD", None)
         if preload is not None:
             os.environ["LD_PRELOAD"] = preload
+
+
+@contextlib.contextmanager
+def _searchable() -> Iterator[None]:
+    """Let vLLM search all modules for its kernels, also where a merge has loaded llvmlite.
+
+    Its start looks at the ``__dict__`` of everything. llvmlite's library answers to any name, this one too,
+    with a function that is no mapping, and the start would fail.
+    """
+    ffi = sys.modules.get("llvmlite.binding.ffi")
+    kind: Any = type(getattr(ffi, "lib", None))
+    original = getattr(kind, "__getattr__", None)
+    if original is None:
+        yield
+        return
+
+    def without_dict(library: Any, name: str) -> Any:
+        if name == "__dict__":
+            raise AttributeError(name)
+        return original(library, name)
+
+    kind.__getattr__ = without_dict
+    try:
+        yield
+    finally:
+        kind.__getattr__ = original
 
 
 def _release() -> None:
