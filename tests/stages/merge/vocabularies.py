@@ -11,6 +11,9 @@ from transformers import AutoTokenizer
 
 from evolve.weights.files import read_side_files
 from evolve.weights.model import Model, TensorSpec
+from evolve.weights.vocabulary import vocabulary
+from tests.stages.merge.memory import block
+from tests.tokenizers import gpt2_style
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -20,6 +23,37 @@ if TYPE_CHECKING:
 
 EMBEDDING, HEAD, BIAS = "model.embed_tokens.weight", "lm_head.weight", "lm_head.bias"
 WIDTH = 4
+MERGES = [("t", "h"), ("th", "e"), ("Ġ", "the")]
+MORE = [*MERGES, ("a", "n"), ("an", "d")]
+WEIGHTS = {"base": 0.5, "one": 0.3, "two": 0.2}
+
+
+def three_tokenizers(root: Path) -> dict[str, Path]:
+    """Write tokenizers that share most tokens, in different orders."""
+    return {
+        "base": gpt2_style(root / "base", MERGES, added=["<|im_end|>", "<base>"]),
+        "one": gpt2_style(root / "one", MORE, added=["<|im_start|>", "<|im_end|>", "<one>"], shuffle=1),
+        "two": gpt2_style(root / "two", MERGES, added=["<|im_start|>", "<two>"], shuffle=2),
+    }
+
+
+def sizes(folder: Path) -> int:
+    """Return how many rows the tokenizer in a folder needs."""
+    return 1 + max(vocabulary(folder).values())
+
+
+def table_models(folders: dict[str, Path], **options: Any) -> dict[str, Model]:
+    """Return a model for each tokenizer, some with more rows than they need."""
+    extra = {"base": 7, "one": 0, "two": 1}
+    return {
+        name: table_model(folder, sizes(folder) + extra.get(name, 0), seed=seed, **options)
+        for seed, (name, folder) in enumerate(folders.items())
+    }
+
+
+def linear(**keys: Any) -> Any:
+    """Return a merge of the three with ``WEIGHTS``."""
+    return block("linear", {name: {"weight": weight} for name, weight in WEIGHTS.items()}, **keys)
 
 
 def table_model(
