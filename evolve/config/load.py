@@ -200,13 +200,14 @@ def _block_problems(block: StageBlock) -> list[Complaint]:
     ]
 
 
-_MERGEKIT = frozenset(
-    {"chat_template", "residual_weight", "layer_range", "sources", "modules", "slices", "tokenizer"}
-)
+_MERGEKIT = frozenset({"chat_template", "tokenizer"})
+_IN_SLICES = frozenset({"layer_range", "sources"})
 
 
 def _of_mergekit(one: Complaint) -> Complaint:
     key = one.path[-1] if one.path else ""
+    if one.message.startswith("unknown key") and key in _IN_SLICES:
+        return Complaint(one.path, f"{key} belongs into slices: [{{sources: [{{model, layer_range}}]}}]", True)
     if one.message.startswith("unknown key") and key in _MERGEKIT:
         message = (
             f"mergekit's {key} is not supported: remove it, or merge this with mergekit and name the result"

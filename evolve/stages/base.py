@@ -35,6 +35,18 @@ class Stage(Protocol):
         ...
 
     @staticmethod
+    def headers(block: StageBlock, models: Mapping[str, Model]) -> Model:
+        """Return the shape of the output of a block in which ``check`` found nothing: config and specs.
+
+        Later stages are checked against it. Reads no weights; ``tensor`` of the result raises. Where a range
+        decides on the shape (slices that may be off, the size of a vocabulary), it is the largest one.
+
+        Raises:
+            CandidateError: There is no such output.
+        """
+        ...
+
+    @staticmethod
     def run(block: StageBlock, models: Mapping[str, Model], *, seed: int) -> Model:
         """Return the output model of a block with all values fixed.
 

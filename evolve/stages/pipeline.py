@@ -46,21 +46,48 @@ def check(stages: Sequence[tuple[str, StageBlock]], models: Mapping[str, Model])
     """Return ``(dotted path, message with the mend)`` for everything that keeps the stages from being built.
 
     Names first, then each stage's own check against the headers of its inputs. Blocks may hold ranges.
-    The output of an earlier stage is judged by the headers of the model that the stage starts from.
+    Where an earlier stage has problems, its output is taken to look like the model that it starts from.
     """
+    return _walk(stages, models)[0]
+
+
+def outputs(stages: Sequence[tuple[str, StageBlock]], models: Mapping[str, Model]) -> list[Model]:
+    """Return the headers of what each stage makes, in order, as far as they are known."""
+    return _walk(stages, models)[1]
+
+
+def _walk(
+    stages: Sequence[tuple[str, StageBlock]], models: Mapping[str, Model]
+) -> tuple[list[tuple[str, str]], list[Model]]:
     found: list[tuple[str, str]] = []
+    made: list[Model] = []
     known = dict(models)
     for step in _wire(stages, models):
-        found += step.problems
+        problems = list(step.problems)
         available = {name: known[name] for name in step.inputs if name in known}
-        if len(available) == len(step.inputs) and not step.problems:
-            found += [
-                (f"{step.place}.{path}" if path else step.place, message)
-                for path, message in step.stage.check(step.block, available)
-            ]
-        if (start := _starts_from(step)) in known:
-            known[step.output] = known[start]
-    return found
+        output: Model | None = known.get(_starts_from(step))
+        if len(available) == len(step.inputs) and not problems:
+            problems, shape = _look(step, available)
+            output = shape or output
+        if output is not None:
+            known[step.output] = output
+            made.append(output)
+        found += problems
+    return found, made
+
+
+def _look(step: _Step, available: Mapping[str, Model]) -> tuple[list[tuple[str, str]], Model | None]:
+    """Check one stage. Returns its problems, and the headers of its output where it has no problems."""
+    problems = [
+        (f"{step.place}.{path}" if path else step.place, message)
+        for path, message in step.stage.check(step.block, available)
+    ]
+    if problems or step.block.enabled is False:
+        return problems, None
+    try:
+        return [], step.stage.headers(step.block, available)
+    except CandidateError as error:
+        return [(step.place, str(error))], None
 
 
 def build(recipe: Recipe, parents: Mapping[str, Model], *, seed: int = 0) -> Model:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from evolve.types import content_hash
@@ -45,12 +45,15 @@ class Model:
             so are buffers that every loader computes itself.
         tensor: Returns one tensor by name, with its own storage or one that nobody writes to.
         files: Folder with the tokenizer, generation config and other side files.
+        same: Tensors that equal another one by construction (a layer that is stacked twice), each with the
+            first of its kind. An engine may keep them once; on disk each is stored.
     """
 
     config: Mapping[str, Any]
     specs: Mapping[str, TensorSpec]
     tensor: Callable[[str], Tensor]
     files: Path
+    same: Mapping[str, str] = field(default_factory=dict)
 
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
         """Yield every tensor in the order of ``specs``, one at a time."""

@@ -22,6 +22,10 @@ from evolve.weights.reader import open_model
 from tests.tiny import make_model
 
 
+def refuse(name: str) -> torch.Tensor:
+    raise AssertionError(f"{name} was read")
+
+
 class SumBlock(StageBlock):
     models: list[str] = Field(min_length=1)
     times: SearchNumber = 1.0
@@ -40,6 +44,10 @@ class Sum:
     def check(block: SumBlock, models: Any) -> list[tuple[str, str]]:
         assert list(models) == list(Sum.inputs(block))
         return [("times", "13 is unlucky")] if block.times == 13 else []
+
+    @staticmethod
+    def headers(block: SumBlock, models: Any) -> Model:
+        return replace(next(iter(models.values())), tensor=refuse)
 
     @staticmethod
     def run(block: SumBlock, models: Any, *, seed: int) -> Model:
@@ -67,6 +75,10 @@ class Add:
     @staticmethod
     def check(block: AddBlock, models: Any) -> list[tuple[str, str]]:
         return []
+
+    @staticmethod
+    def headers(block: AddBlock, models: Any) -> Model:
+        return replace(models[block.model], tensor=refuse)
 
     @staticmethod
     def run(block: AddBlock, models: Any, *, seed: int) -> Model:

@@ -76,6 +76,8 @@ class MergeMethod(ABC):
     """Parameters of the whole merge."""
     ignored: ClassVar[tuple[str, ...]] = ("int8_mask",)
     """Keys of mergekit that are accepted and have no effect: they save it memory, or it ignores them too."""
+    deterministic: ClassVar[bool] = False
+    """Whether ``seeds`` and ``name`` have no effect: then a layer that is stacked twice is computed once."""
 
     @staticmethod
     @abstractmethod

@@ -18,6 +18,7 @@ class Linear(MergeMethod):
     paper = "Wortsman et al. 2022, Model soups, arXiv:2203.05482"
     base = "none"
     models = (1, None)
+    deterministic = True
     per_model = (WEIGHT,)
     shared = (normalize(True),)
 

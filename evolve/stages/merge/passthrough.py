@@ -18,6 +18,7 @@ class Passthrough(MergeMethod):
     paper = "https://github.com/arcee-ai/mergekit/blob/main/docs/merge_methods.md"
     base = "none"
     models = (1, 1)
+    deterministic = True
     per_model = (Param("scale", 1.0, suggest=(0.5, 1.5), doc="Factor of each tensor."),)
 
     @staticmethod

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from evolve.errors import CandidateError
 from evolve.registry import MERGE_METHODS
 from evolve.stages.merge.base import Inputs
 from evolve.stages.merge.headers import merged
-from evolve.stages.merge.layers import depths
+from evolve.stages.merge.residual import factors
 from evolve.stages.merge.values import choose
 
 if TYPE_CHECKING:
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from evolve.config.values import Parameter
     from evolve.stages.merge.base import Param
     from evolve.stages.merge.block import MergeBlock
+    from evolve.stages.merge.layout import Layout, Place
+    from evolve.stages.merge.parts import Entry
     from evolve.weights.model import Model
 
 
@@ -37,34 +39,37 @@ class Plan:
     """Computes any tensor of a merge, in any order and from any thread."""
 
     def __init__(
-        self, block: MergeBlock, models: Mapping[str, Model], *, seed: int, types: Mapping[str, str]
+        self,
+        block: MergeBlock,
+        layout: Layout,
+        models: Mapping[str, Model],
+        *,
+        seed: int,
+        types: Mapping[str, str],
     ) -> None:
-        self._block = block
+        self._layout = layout
         self._models = models
         self._seed = seed
         self._types = types
         self._method = MERGE_METHODS.load(block.merge_method)
-        self._names = tuple(entry.model for entry in block.others)
-        self._base = None if self._method.base == "none" else block.base_model
-        depth = depths(models[block.reference])
+        self._factors = factors(layout)
         # Resolved now, so that a recipe that cannot be built fails before the engine is touched.
         self._values = {
-            tensor: self._resolve(tensor, depth(tensor)) for tensor in types if merged(types[tensor])
+            name: self._resolve(place) for name, place in layout.places.items() if merged(types[name])
         }
 
-    def _resolve(self, tensor: str, t: float) -> _Values:
-        common = self._block.parameters
+    def _resolve(self, place: Place) -> _Values:
+        part = place.part
         per_model = tuple(
             {
-                param.name: _value(
-                    param, [entry.parameters.get(param.name), common.get(param.name)], tensor, t
-                )
+                param.name: _value(param, part.sources(entry, param.name), place.name, place.t)
                 for param in self._method.per_model
             }
-            for entry in self._block.others
+            for entry in part.others
         )
         shared = {
-            param.name: _value(param, [common.get(param.name)], tensor, t) for param in self._method.shared
+            param.name: _value(param, part.sources(None, param.name), place.name, place.t)
+            for param in self._method.shared
         }
         return _Values(per_model, shared)
 
@@ -78,31 +83,52 @@ class Plan:
 
         if not merged(self._types[name]):
             return self._copied(name)
-        values = self._values[name]
+        values, place = self._values[name], self._layout.places[name]
+        others, base = place.part.others, place.part.base_entry
         inputs = Inputs(
             name=name,
-            tensors=tuple(self._read(model, name) for model in self._names),
-            base=None if self._base is None else self._read(self._base, name),
+            tensors=tuple(self._read(entry, place) for entry in others),
+            base=None if base is None else self._read(base, place),
             per_model=values.per_model,
             shared=values.shared,
-            seeds=tuple(tensor_seed(self._seed, model, name) for model in self._names),
+            seeds=tuple(tensor_seed(self._seed, entry.model, name) for entry in others),
         )
         result = self._method.merge(inputs)
+        if (factor := self._factors.get(name)) is not None:
+            result = (result + factor.shift) * factor.factor - factor.shift
         dtype: torch.dtype = getattr(torch, self._types[name])
         out = result.to(dtype)
         if not _finite(out):
-            raise CandidateError("non_finite", self._blame(inputs, result))
+            raise CandidateError("non_finite", self._blame(inputs, place, result))
         return out
 
-    def _read(self, model: str, name: str) -> Tensor:
+    def same(self) -> dict[str, str]:
+        """Return the tensors that equal an earlier one by construction, each with the first of its kind."""
+        if not self._method.deterministic:
+            return {}
+        first: dict[Any, str] = {}
+        found: dict[str, str] = {}
+        for name, place in self._layout.places.items():
+            if place.tensor is None:
+                continue
+            values = repr(self._values.get(name))
+            key = (tuple(place.sources()), place.part.base, values, self._types[name], self._factors.get(name))
+            if first.setdefault(key, name) != name:
+                found[name] = first[key]
+        return found
+
+    def _read(self, entry: Entry, place: Place) -> Tensor:
         import torch
 
-        return self._models[model].tensor(name).to(torch.float32)
+        return self._models[entry.model].tensor(place.source(entry)).to(torch.float32)
 
     def _copied(self, name: str) -> Tensor:
         import torch
 
-        (first, reference), *others = [(model, found.tensor(name)) for model, found in self._models.items()]
+        (first, reference), *others = [
+            (model, self._models[model].tensor(source))
+            for model, source in self._layout.places[name].sources()
+        ]
         for model, tensor in others:
             if not torch.equal(tensor, reference):
                 message = (
@@ -111,10 +137,11 @@ class Plan:
                 raise CandidateError("build", message)
         return reference
 
-    def _blame(self, inputs: Inputs, result: Tensor) -> str:
-        read = dict(zip(self._names, inputs.tensors, strict=True))
-        if inputs.base is not None and self._base is not None:
-            read[self._base] = inputs.base
+    def _blame(self, inputs: Inputs, place: Place, result: Tensor) -> str:
+        part = place.part
+        read = dict(zip((entry.model for entry in part.others), inputs.tensors, strict=True))
+        if inputs.base is not None and part.base is not None:
+            read[part.base] = inputs.base
         for model, tensor in read.items():
             if not _finite(tensor):
                 return f"{inputs.name}: model {model!r} has NaN or infinite weights"

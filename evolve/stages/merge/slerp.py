@@ -18,6 +18,7 @@ class Slerp(MergeMethod):
     paper = "Shoemake 1985, Animating rotation with quaternion curves"
     base = "required"
     models = (1, 1)
+    deterministic = True
     shared = (
         Param("t", None, low=0.0, high=1.0, suggest=(0.0, 1.0), doc="0: the base; 1: the other model."),
     )

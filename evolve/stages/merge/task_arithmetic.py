@@ -18,6 +18,7 @@ class TaskArithmetic(MergeMethod):
     paper = "Ilharco et al. 2023, Editing models with task arithmetic, arXiv:2212.04089"
     base = "required"
     models = (1, None)
+    deterministic = True
     per_model = (WEIGHT,)
     shared = (normalize(False), LAMBDA)
     ignored = ("int8_mask", "density", "rescale")

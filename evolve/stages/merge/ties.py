@@ -27,6 +27,7 @@ class Ties(MergeMethod):
     paper = "Yadav et al. 2023, TIES-Merging, arXiv:2306.01708"
     base = "required"
     models = (1, None)
+    deterministic = True
     per_model = (WEIGHT, DENSITY)
     shared = (normalize(True), rescale(False, "Restore the sum of magnitudes after trimming."), LAMBDA)
 
