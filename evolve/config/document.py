@@ -165,7 +165,9 @@ def parse(text: str, source: str, overrides: Iterable[str] = ()) -> tuple[Docume
         ConfigError: The text is no YAML mapping.
     """
     try:
-        trees = [tree for tree in read_documents(text) if tree.root is not None and tree.root.value is not None]
+        trees = [
+            tree for tree in read_documents(text) if tree.root is not None and tree.root.value is not None
+        ]
         if len(trees) > 1 and not all(is_mergekit(tree.root) for tree in trees):
             raise YamlError(trees[1].place, "a second document begins: a config is one document")
     except YamlError as error:

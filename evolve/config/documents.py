@@ -76,7 +76,9 @@ def _names(parts: Sequence[_Part]) -> Iterator[Flaw]:
         if part.name in first:
             line = first[part.name].line
             if part.name is None:
-                message = f"only one document has no name, and one begins in line {line} already: add `name: ...`"
+                message = (
+                    f"only one document has no name, and one begins in line {line} already: add `name: ...`"
+                )
             else:
                 message = f"the name {part.name!r} is taken by the document with it in line {line}"
             yield Flaw(place, ("name",), message)

@@ -211,7 +211,9 @@ _IN_SLICES = frozenset({"layer_range", "sources"})
 def _of_mergekit(one: Complaint) -> Complaint:
     key = one.path[-1] if one.path else ""
     if one.message.startswith("unknown key") and key in _IN_SLICES:
-        return Complaint(one.path, f"{key} belongs into slices: [{{sources: [{{model, layer_range}}]}}]", True)
+        return Complaint(
+            one.path, f"{key} belongs into slices: [{{sources: [{{model, layer_range}}]}}]", True
+        )
     if one.message.startswith("unknown key") and key in _MERGEKIT:
         message = (
             f"mergekit's {key} is not supported: remove it, or merge this with mergekit and name the result"

@@ -73,7 +73,9 @@ def _as_text(reference: dict[Any, Any], path: Path) -> tuple[Any, list[Complaint
         )
         return "", [Complaint((*path, "override_architecture"), message, at_key=True)]
     if reference.get("model") is None:
-        return "", [Complaint((*path, "model"), "missing: this key is needed (the path or hub id of the model)")]
+        return "", [
+            Complaint((*path, "model"), "missing: this key is needed (the path or hub id of the model)")
+        ]
     model, wrong = _path_and_revision(reference["model"], (*path, "model"))
     if reference.get("lora") is None:
         return model, wrong
@@ -86,8 +88,14 @@ def _path_and_revision(value: Any, path: Path) -> tuple[str, list[Complaint]]:
         return value, []
     texts = value if isinstance(value, dict) else {}
     unknown = [key for key in texts if key not in ("path", "revision")]
-    if not isinstance(texts.get("path"), str) or unknown or not isinstance(texts.get("revision", ""), str | None):
-        return "", [Complaint(path, f"expected a text or {{path: ..., revision: ...}}, got {describe(value)}")]
+    if (
+        not isinstance(texts.get("path"), str)
+        or unknown
+        or not isinstance(texts.get("revision", ""), str | None)
+    ):
+        return "", [
+            Complaint(path, f"expected a text or {{path: ..., revision: ...}}, got {describe(value)}")
+        ]
     revision = texts.get("revision")
     return f"{texts['path']}@{revision}" if revision else texts["path"], []
 

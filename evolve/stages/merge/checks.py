@@ -120,7 +120,10 @@ def _lengths(block: MergeBlock, part: Part) -> Found:
     pieces = (block.modules[ONLY_MODULE].slices if block.modules else block.slices) or []
     lengths = [end - first for first, end in (s.layer_range for s in pieces[int(part.path[-1])].sources)]
     return [
-        ((*part.path, "sources", index, "layer_range"), f"{length} layers, and the first source has {lengths[0]}")
+        (
+            (*part.path, "sources", index, "layer_range"),
+            f"{length} layers, and the first source has {lengths[0]}",
+        )
         for index, length in enumerate(lengths)
         if length != lengths[0]
     ]
@@ -183,7 +186,9 @@ def _missing(block: MergeBlock, method: type[MergeMethod]) -> Found:
         given = {name for scope in part.scopes for name in scope.parameters}
         for param in method.shared:
             if param.default is None and param.name not in given:
-                found.append((_nearest(block, part), f"{method.name} needs the parameter {param.name}: {param.doc}"))
+                found.append(
+                    (_nearest(block, part), f"{method.name} needs the parameter {param.name}: {param.doc}")
+                )
         for entry in part.others:
             for param in method.per_model:
                 if param.default is None and param.name not in {*given, *entry.parameters}:

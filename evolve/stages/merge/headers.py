@@ -60,7 +60,9 @@ def output_types(block: MergeBlock, layout: Layout, models: Mapping[str, Model])
     return types
 
 
-def output_specs(layout: Layout, types: Mapping[str, str], models: Mapping[str, Model]) -> dict[str, TensorSpec]:
+def output_specs(
+    layout: Layout, types: Mapping[str, str], models: Mapping[str, Model]
+) -> dict[str, TensorSpec]:
     """Return shape and type of each tensor of the result."""
     from evolve.weights.model import TensorSpec
 

@@ -102,9 +102,7 @@ def parts_of(block: MergeBlock) -> tuple[Part, ...]:
     return ()
 
 
-def _whole(
-    block: MergeBlock, models: Sequence[MergeModel], path: Path, scopes: tuple[Scope, ...]
-) -> Part:
+def _whole(block: MergeBlock, models: Sequence[MergeModel], path: Path, scopes: tuple[Scope, ...]) -> Part:
     entries = [
         Entry(entry.model, entry.parameters, None, (*path, "models", index))
         for index, entry in enumerate(models)

@@ -109,12 +109,10 @@ class Plan:
         first: dict[Any, str] = {}
         found: dict[str, str] = {}
         for name, place in self._layout.places.items():
-            if place.tensor is None:
-                continue
-            values = repr(self._values.get(name))
-            key = (tuple(place.sources()), place.part.base, values, self._types[name], self._factors.get(name))
-            if first.setdefault(key, name) != name:
-                found[name] = first[key]
+            own = (repr(self._values.get(name)), self._types[name], self._factors.get(name))
+            earlier = first.setdefault((tuple(place.sources()), place.part.base, own), name)
+            if earlier != name:
+                found[name] = earlier
         return found
 
     def _read(self, entry: Entry, place: Place) -> Tensor:

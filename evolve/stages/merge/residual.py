@@ -8,7 +8,7 @@ the scale out of what it reads, so F sees the same whether or not x was multipli
 So instead of multiplying the hidden state, whatever this and all later layers add to it is divided by s. The
 last norm takes out the factor that is left. What a layer adds comes out of one projection, or out of a norm
 behind it, whose weight (and bias) is divided: the result is an ordinary model of its architecture, and does
-exactly this. The one difference to a hidden state that is really multiplied is the epsilon of the norms, which
+exactly this. What differs from a hidden state that is really multiplied is the epsilon of the norms alone: it
 counts as if the state had not been multiplied. Embedding and head, which may be tied, stay as they are.
 """
 

@@ -72,7 +72,7 @@ class Slice(Block):
     base_model: str | None = None
     """The base of this slice; absent: that of the whole merge."""
     scale: SearchNumber = 1.0
-    """Factor of the hidden state that enters the slice, above 0. Needs layers that normalise what they read."""
+    """Factor of the hidden state that enters the slice, above 0. For layers that read through a norm."""
     residual_weight: float | None = None
     """A key of mergekit that has no effect there either."""
     parameters: Parameters = Field(default_factory=dict)
@@ -85,7 +85,9 @@ class Slice(Block):
             return None
         (source,) = self.sources
         first, end = source.layer_range
-        return f"{source.model}.layer{first}" if end - first == 1 else f"{source.model}.layers{first}-{end - 1}"
+        return (
+            f"{source.model}.layer{first}" if end - first == 1 else f"{source.model}.layers{first}-{end - 1}"
+        )
 
 
 class Module(Block):
@@ -105,7 +107,7 @@ class StackSource(Block):
     model: str
     """Name of a model or of an earlier stage's output."""
     layer_range: LayerRange
-    """``[first, end]``: the layers from ``first`` to ``end - 1``. For all of them, their number is ``end``."""
+    """``[first, end]``: the layers from ``first`` to ``end - 1``, counted from 0."""
 
 
 class Stack(Block):
@@ -116,7 +118,7 @@ class Stack(Block):
     """
 
     sources: list[StackSource] = Field(min_length=1)
-    """The layers that are laid out, one source after the other. The first gives embedding, head and tokenizer."""
+    """The layers that are laid out, source by source. The first gives config and tokenizer."""
     repeats: int = Field(default=1, ge=1)
     """How many times all of them are laid out."""
     block_size: int = Field(default=1, ge=1)

@@ -85,9 +85,7 @@ def _per_layer(config: Mapping[str, Any]) -> dict[str, Any]:
     count = stated_layers(config)
     whole = {**_known(config), **config}
     return {
-        key: value
-        for key, value in whole.items()
-        if _may_list_layers(key, value) and len(value) == count
+        key: value for key, value in whole.items() if _may_list_layers(key, value) and len(value) == count
     }
 
 
@@ -99,23 +97,33 @@ def _may_list_layers(key: str, value: Any) -> bool:
 
 def _known(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return what transformers makes of a config, empty where it does not know the architecture."""
+    made = _made(config)
+    found: dict[str, Any] = {} if made is None else made.to_dict()
+    return found
+
+
+def _made(config: Mapping[str, Any]) -> Any:
+    """Return transformers' config object, or None where it does not know the architecture."""
+    from huggingface_hub.errors import StrictDataclassError
     from transformers import CONFIG_MAPPING
 
     kind = config.get("model_type")
     if kind not in CONFIG_MAPPING:
-        return {}
+        return None
     try:
-        made = CONFIG_MAPPING[kind].from_dict(copy.deepcopy(dict(config)))
-    except (TypeError, ValueError, KeyError) as error:
-        raise CandidateError("invalid_recipe", f"config.json of such layers: {error}") from error
-    found: dict[str, Any] = made.to_dict()
-    return found
+        return CONFIG_MAPPING[kind].from_dict(copy.deepcopy(dict(config)))
+    except (TypeError, ValueError, KeyError, StrictDataclassError) as error:
+        raise _refused(error) from error
+
+
+def _refused(error: Exception) -> CandidateError:
+    return CandidateError("invalid_recipe", f"config.json of such layers: {' '.join(str(error).split())}")
 
 
 def changed_layers(layout: Layout, models: Mapping[str, Model], config: Mapping[str, Any]) -> Iterator[str]:
     """Yield in what a layer of the result would do something else than where it comes from.
 
-    Asked of transformers, on models without storage. Yields nothing for an architecture that it does not know.
+    Asked of transformers, on models without storage. Nothing of an architecture that it does not know.
     """
     result = layer_facts(_key(config), layout.stack)
     if result is None:
@@ -150,35 +158,30 @@ def layer_facts(config: str, stack: str) -> tuple[Facts, ...] | None:
         None where transformers does not know the architecture or the stack.
     """
     import torch
-    from transformers import CONFIG_MAPPING, AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM
 
-    data = json.loads(config)
-    kind = data.get("model_type")
-    if kind not in CONFIG_MAPPING:
+    made = _made(json.loads(config))
+    if made is None or type(made) not in AutoModelForCausalLM._model_mapping:
         return None
     try:
-        made = CONFIG_MAPPING[kind].from_dict(data)
-        if type(made) not in AutoModelForCausalLM._model_mapping:
-            return None
         with torch.device("meta"):
             skeleton = AutoModelForCausalLM.from_config(made)
     except (TypeError, ValueError, KeyError, IndexError, RuntimeError) as error:
-        raise CandidateError("invalid_recipe", f"config.json of such layers: {error}") from error
+        raise _refused(error) from error
     modules = dict(skeleton.named_modules())
     layers = modules.get(stack, modules.get(f"{skeleton.base_model_prefix}.{stack}"))
     return None if layers is None else tuple(_facts(layer) for layer in layers)
 
 
 def _facts(layer: Any) -> Facts:
-    found = []
+    found: list[tuple[str, Any]] = []
     for path, module in layer.named_modules():
         found.append((f"{path}: class", type(module).__name__))
-        found += [
-            (".".join(filter(None, (path, name))), value)
-            for name, value in vars(module).items()
-            if isinstance(value, bool | int | float | str | None) and not _is_position(name)
-        ]
-        found += [(f"{path}.{name}: shape", tuple(tensor.shape)) for name, tensor in module._parameters.items() if tensor is not None]
+        for name, value in vars(module).items():
+            if isinstance(value, bool | int | float | str | None) and not _is_position(name):
+                found.append((".".join(filter(None, (path, name))), value))
+        for name, tensor in module.named_parameters(recurse=False):
+            found.append((f"{path}.{name}: shape", tuple(tensor.shape)))
     return tuple(found)
 
 

@@ -120,7 +120,9 @@ def _problems(merge: MergeBlock, models: Mapping[str, Model]) -> list[tuple[Path
     return [*found, *filter_problems(layout), *missing_values(merge, layout)]
 
 
-def _stacking_problems(merge: MergeBlock, layout: Layout, models: Mapping[str, Model]) -> list[tuple[Path, str]]:
+def _stacking_problems(
+    merge: MergeBlock, layout: Layout, models: Mapping[str, Model]
+) -> list[tuple[Path, str]]:
     found: list[tuple[Path, str]] = []
     message = scale_problem(layout.reference)
     if message:

@@ -51,7 +51,9 @@ def loaded_example(example: Path, models: dict[str, Path], folder: Path) -> Load
     try:
         return load(mapped(example, models, folder))
     except ConfigError as error:
-        waits = all("not supported" in one.message or "unknown merge method" in one.message for one in error.problems)
+        waits = all(
+            "not supported" in one.message or "unknown merge method" in one.message for one in error.problems
+        )
         if waits:  # another part of the merge stage brings it
             pytest.skip(str(error))
         raise
