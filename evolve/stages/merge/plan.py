@@ -9,7 +9,7 @@ from evolve.errors import CandidateError
 from evolve.registry import MERGE_METHODS
 from evolve.stages.merge.base import Inputs
 from evolve.stages.merge.headers import merged
-from evolve.stages.merge.residual import factors
+from evolve.stages.merge.residual import OUTPUTS, factors
 from evolve.stages.merge.values import choose
 
 if TYPE_CHECKING:
@@ -146,6 +146,25 @@ class Plan:
         if _finite(result):
             return f"{inputs.name}: a value is too large for {self._types[inputs.name]}; set dtype: bfloat16"
         return f"{inputs.name}: the merge gives NaN or infinity; the weights are too large"
+
+
+def repeated(block: MergeBlock, layout: Layout) -> dict[str, str]:
+    """Return what :meth:`Plan.same` returns, as far as it holds for all values that ranges may take."""
+    given = [scope.parameters for part in layout.parts for scope in part.scopes]
+    given += [entry.parameters for part in layout.parts for entry in part.entries]
+    if block.merge_method != "passthrough" or any(given):
+        return {}
+    scaled = any(part.scale != 1 for part in layout.parts)
+    output = OUTPUTS.get(layout.reference.config.get("model_type", "")) if scaled else None
+    first: dict[Any, str] = {}
+    found: dict[str, str] = {}
+    for name, place in layout.places.items():
+        if output is not None and place.tensor is not None and output.pattern.search(place.tensor.rest):
+            continue
+        earlier = first.setdefault(tuple(place.sources()), name)
+        if earlier != name:
+            found[name] = earlier
+    return found
 
 
 def _value(param: Param, sources: list[Parameter | None], tensor: str, t: float) -> float:

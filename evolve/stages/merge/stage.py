@@ -16,7 +16,7 @@ from evolve.stages.merge.headers import (
     type_problems,
 )
 from evolve.stages.merge.layout import make_layout
-from evolve.stages.merge.plan import Plan
+from evolve.stages.merge.plan import Plan, repeated
 from evolve.stages.merge.residual import scale_problem
 from evolve.stages.merge.stacked import changed_layers
 from evolve.weights.model import Model
@@ -54,7 +54,8 @@ class MergeStage:
         types = output_types(merge, layout, models)
         specs = output_specs(layout, types, models)
         donor = models[merge.donor or merge.reference]
-        return Model(output_config(layout, specs, models), specs, _refuse, donor.files)
+        config = output_config(layout, specs, models)
+        return Model(config, specs, _refuse, donor.files, repeated(merge, layout))
 
     @staticmethod
     def run(block: StageBlock, models: Mapping[str, Model], *, seed: int) -> Model:
