@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from evolve import __version__
 from evolve.config.dump import to_yaml
 from evolve.errors import UserError
+from evolve.export.layers import for_mergekit, sliced, slices_of
 from evolve.export.recipe import comment, recipe_document, source_of
 
 if TYPE_CHECKING:
@@ -35,6 +36,8 @@ def mergekit_document(recipe: Recipe, parents: Mapping[str, Parent]) -> dict[str
             "one merge: use --to recipe, which `evolve build` reads, or --to model"
         )
     block = {key: value for key, value in stage["merge"].items() if key not in _OURS}
+    if sliced(block):
+        block = for_mergekit(block, parents)
     sources = {model: _reference(parents[model]) for model in recipe.models}
     renamed: dict[str, Any] = _renamed(block, sources)
     return renamed
@@ -60,6 +63,12 @@ def mergekit_yaml(recipe: Recipe, parents: Mapping[str, Parent], *, notes: Itera
         lines.append(
             f"{document['merge_method']} drops weights at random: mergekit draws other ones than evolve did, "
             "so the tensors differ from the scored model; --to recipe and --to model keep them"
+        )
+    pieces = slices_of(document)
+    if pieces and len(pieces[-1]["sources"]) > len(pieces[0]["sources"]):
+        lines.append(
+            "mergekit 0.1.5 takes as many models for the last norm and the head as the first slice has, and the "
+            "last slice has more: these tensors differ from the scored model"
         )
     return comment(lines) + to_yaml(document)
 

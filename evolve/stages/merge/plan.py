@@ -159,7 +159,7 @@ def repeated(block: MergeBlock, layout: Layout) -> dict[str, str]:
     first: dict[Any, str] = {}
     found: dict[str, str] = {}
     for name, place in layout.places.items():
-        if output is not None and place.tensor is not None and output.pattern.search(place.tensor.rest):
+        if output is not None and output.has(place):
             continue
         earlier = first.setdefault(tuple(place.sources()), name)
         if earlier != name:

@@ -14,7 +14,6 @@ counts as if the state had not been multiplied. Embedding and head, which may be
 
 from __future__ import annotations
 
-import re
 from typing import TYPE_CHECKING, NamedTuple
 
 from evolve.errors import CandidateError
@@ -22,7 +21,7 @@ from evolve.errors import CandidateError
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from evolve.stages.merge.layout import Layout
+    from evolve.stages.merge.layout import Layout, Place
     from evolve.stages.merge.values import Path
     from evolve.weights.model import Model
 
@@ -31,12 +30,16 @@ class Output(NamedTuple):
     """Where the layers of an architecture write into the hidden state.
 
     Attributes:
-        pattern: Finds the tensors by what stands behind the layer's number in their names.
+        parts: What the names of these tensors contain, as mergekit's filters do.
         shift: What the model adds to the tensor before it multiplies by it: 1 for gemma's norms.
     """
 
-    pattern: re.Pattern[str]
+    parts: tuple[str, ...]
     shift: float = 0.0
+
+    def has(self, place: Place) -> bool:
+        """Whether a tensor of the result is one of these."""
+        return place.tensor is not None and any(part in place.tensor.rest for part in self.parts)
 
 
 class Factor(NamedTuple):
@@ -46,31 +49,20 @@ class Factor(NamedTuple):
     shift: float
 
 
-def _ends(*modules: str, shift: float = 0.0) -> Output:
-    return Output(re.compile(rf"(?:^|\.)(?:{'|'.join(modules)})(?:\.weight|\.bias)?$"), shift)
-
-
-_LLAMA = _ends(r"self_attn\.o_proj", r"mlp\.down_proj")
-_EXPERTS = _ends(
-    r"self_attn\.o_proj",
-    r"mlp\.down_proj",
-    r"experts\.\d+\.down_proj",
-    r"experts\.\d+\.w2",
-    r"experts\.down_proj",
-    r"shared_experts?\.down_proj",
-)
-_GEMMA = _ends("post_attention_layernorm", "post_feedforward_layernorm", shift=1.0)
+_LLAMA = Output(("self_attn.o_proj", "mlp.down_proj"))
+_EXPERTS = Output(("self_attn.o_proj", "down_proj", ".w2."))
+_GEMMA = Output(("post_attention_layernorm", "post_feedforward_layernorm"), shift=1.0)
 
 OUTPUTS: Mapping[str, Output] = {
     **dict.fromkeys(("llama", "mistral", "qwen2", "qwen3", "gemma", "phi3", "smollm3", "granite"), _LLAMA),
     **dict.fromkeys(("stablelm", "cohere", "olmo"), _LLAMA),
     **dict.fromkeys(("mixtral", "qwen2_moe", "qwen3_moe", "olmoe"), _EXPERTS),
     **dict.fromkeys(("gemma2", "gemma3_text"), _GEMMA),
-    "starcoder2": _ends(r"self_attn\.o_proj", r"mlp\.c_proj"),
-    "phi": _ends(r"self_attn\.dense", r"mlp\.fc2"),
-    "gpt2": _ends(r"attn\.c_proj", r"mlp\.c_proj"),
-    "gpt_neox": _ends(r"attention\.dense", r"mlp\.dense_4h_to_h"),
-    "mamba": _ends(r"mixer\.out_proj"),
+    "starcoder2": Output(("self_attn.o_proj", "mlp.c_proj")),
+    "phi": Output(("self_attn.dense", "mlp.fc2")),
+    "gpt2": Output(("attn.c_proj", "mlp.c_proj")),
+    "gpt_neox": Output(("attention.dense", "mlp.dense_4h_to_h")),
+    "mamba": Output(("mixer.out_proj",)),
 }
 """``model_type`` to where its layers write. All of them read through a norm, and tests show that they do."""
 
@@ -109,6 +101,6 @@ def factors(layout: Layout) -> dict[str, Factor]:
     found = {}
     for name, place in layout.places.items():
         scale = by_part[place.part.path]
-        if place.tensor is not None and scale != 1.0 and output.pattern.search(place.tensor.rest):
+        if scale != 1.0 and output.has(place):
             found[name] = Factor(1.0 / scale, output.shift)
     return found

@@ -104,6 +104,8 @@ def _known(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def _made(config: Mapping[str, Any]) -> Any:
     """Return transformers' config object, or None where it does not know the architecture."""
+    if config.get("model_type") is None:
+        return None
     from huggingface_hub.errors import StrictDataclassError
     from transformers import CONFIG_MAPPING
 
