@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from evolve.config.documents import is_mergekit, joined
+from evolve.config.documents import MOST_DOCUMENTS, is_mergekit, joined
 from evolve.config.yaml import Entry, Node, Path, Place, YamlError, find, read_documents, read_tree
 from evolve.errors import ConfigError, Problem
 
@@ -170,6 +170,8 @@ def parse(text: str, source: str, overrides: Iterable[str] = ()) -> tuple[Docume
         ]
         if len(trees) > 1 and not all(is_mergekit(tree.root) for tree in trees):
             raise YamlError(trees[1].place, "a second document begins: a config is one document")
+        if len(trees) > MOST_DOCUMENTS:
+            raise YamlError(trees[MOST_DOCUMENTS].place, f"more than {MOST_DOCUMENTS} documents")
     except YamlError as error:
         where = f"{source}:{error.place.line}:{error.place.column}"
         raise ConfigError([Problem(where, "", error.message)]) from error

@@ -14,6 +14,7 @@ from evolve.config.yaml import Entry, Flaw, Node, Path, Place, Tree, find
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+MOST_DOCUMENTS = 100
 OWN = ("name", "score", "search", "engine")
 """Keys of a config that a bare mergekit file may have beside its own. ``name`` is that of the run there."""
 
