@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from itertools import islice, product
 from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
@@ -19,6 +20,10 @@ if TYPE_CHECKING:
     from evolve.stages.base import Stage
     from evolve.types import Recipe
     from evolve.weights.model import Model
+
+
+_MOST_SHAPES = 16
+"""Most combinations of its inputs' shapes that a stage is checked with."""
 
 
 @dataclass(frozen=True)
@@ -59,19 +64,25 @@ def outputs(stages: Sequence[tuple[str, StageBlock]], models: Mapping[str, Model
 def _walk(
     stages: Sequence[tuple[str, StageBlock]], models: Mapping[str, Model]
 ) -> tuple[list[tuple[str, str]], list[Model]]:
+    """Go through the stages. A name has several shapes where a stage that changes it may be off."""
     found: list[tuple[str, str]] = []
     made: list[Model] = []
-    known = dict(models)
+    known = {name: (model,) for name, model in models.items()}
     for step in _wire(stages, models):
-        problems = list(step.problems)
-        available = {name: known[name] for name in step.inputs if name in known}
-        output: Model | None = known.get(_starts_from(step))
-        if len(available) == len(step.inputs) and not problems:
-            problems, shape = _look(step, available)
-            output = shape or output
-        if output is not None:
-            known[step.output] = output
-            made.append(output)
+        problems = dict.fromkeys(step.problems)
+        shapes: dict[str, Model] = {}
+        if not problems and all(name in known for name in step.inputs):
+            for inputs in islice(product(*(known[name] for name in step.inputs)), _MOST_SHAPES):
+                more, shape = _look(step, dict(zip(step.inputs, inputs, strict=True)))
+                problems |= dict.fromkeys(more)
+                if shape is not None:
+                    shapes.setdefault(shape.architecture, shape)
+        if not shapes or step.block.enabled is not True:
+            for shape in known.get(_starts_from(step), ()):
+                shapes.setdefault(shape.architecture, shape)
+        if shapes:
+            known[step.output] = tuple(shapes.values())
+        made += shapes.values()
         found += problems
     return found, made
 
