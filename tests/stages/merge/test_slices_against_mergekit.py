@@ -107,22 +107,23 @@ def test_last_norm_and_head_have_all_models_of_the_last_slice(tmp_path: Path, en
 
 
 @pytest.mark.slow
-def test_layer_types_stay_with_their_places_in_mergekit(tmp_path: Path, environment: None) -> None:
-    """So its result loads as another model, or not at all; ours moves the list with the layers."""
+def test_mergekit_leaves_the_kinds_of_layers_where_they_were(tmp_path: Path, environment: None) -> None:
+    """In another order its layers get the masks of others; with another depth it fails at the end."""
     from tests.stages.merge.stacks import make_parent
 
     path = make_parent(tmp_path / "a", "gemma2", seed=0, layers=4)
-    make_model(tmp_path / "tokens", vocab=128)
-    picks = ([1, 2], [3, 4], [0, 1])
-    slices = [{"sources": [{"model": str(path), "layer_range": layers}]} for layers in picks]
-    config = {"merge_method": "passthrough", "slices": slices, "dtype": "float32"}
-    ours = MergeStage.run(MergeBlock.model_validate(config), {str(path): open_model(path)}, seed=0)
     own = json.loads((path / "config.json").read_text())["layer_types"]
-    assert ours.config["layer_types"] == [own[1], own[3], own[0]]
-    try:
-        mergekit.run([{"config": config, "out": str(tmp_path / "out")}], tmp_path)
-    except RuntimeError as error:
-        assert "layer_types" in str(error)
-        return
-    theirs = json.loads((tmp_path / "out" / "config.json").read_text())
-    assert theirs["layer_types"] != ours.config["layer_types"]
+    assert own[0] != own[1]
+
+    def config(*layers: int) -> dict[str, Any]:
+        slices = [{"sources": [{"model": str(path), "layer_range": [i, i + 1]}]} for i in layers]
+        return {"merge_method": "passthrough", "slices": slices, "dtype": "float32"}
+
+    for order in ((1, 3, 0, 2), (1, 3, 0)):
+        block = MergeBlock.model_validate(config(*order))
+        ours = MergeStage.run(block, {str(path): open_model(path)}, seed=0)
+        assert ours.config["layer_types"] == [own[i] for i in order]
+    mergekit.run([{"config": config(1, 3, 0, 2), "out": str(tmp_path / "out")}], tmp_path)
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["layer_types"] == own
+    with pytest.raises(RuntimeError, match="number of `layer_types`"):
+        mergekit.run([{"config": config(1, 3, 0), "out": str(tmp_path / "short")}], tmp_path)
