@@ -32,8 +32,8 @@ def slices_of(block: Mapping[str, Any]) -> list[dict[str, Any]]:
 def for_mergekit(block: dict[str, Any], parents: Mapping[str, Parent]) -> dict[str, Any]:
     """Return a merge of slices without what mergekit does not have, and with the same result.
 
-    Without a base mergekit takes config and tokenizer from any of the models, another from run to run; the one
-    that gave ours is named.
+    Without a base mergekit takes config and tokenizer from any of the models, another from run to run; the
+    one that gave ours is named.
 
     Raises:
         UserError: mergekit has no way to say it.
@@ -68,7 +68,10 @@ def _folded(
             f"{block['merge_method']}: {_MEND}"
         )
     output = _output(reference)
-    wider = [block.get("parameters", {}), *(one.get("parameters", {}) for one in block.get("modules", {}).values())]
+    wider = [
+        block.get("parameters", {}),
+        *(one.get("parameters", {}) for one in block.get("modules", {}).values()),
+    ]
     result, total = [], 1.0
     for piece in pieces:
         total *= piece.get("scale", 1)
@@ -95,8 +98,8 @@ def _times(value: Any, factor: float, output: Output) -> Any:
     """Return a value of ``scale`` that is multiplied for the tensors through which layers add."""
     if isinstance(value, list) and value and isinstance(value[0], dict):
         raise UserError(
-            "a slice has a scale and a list of filters for passthrough's own scale, and mergekit has no filter "
-            f"for both: {_MEND}"
+            "a slice has a scale and a list of filters for passthrough's own scale, and mergekit has no "
+            f"filter for both: {_MEND}"
         )
     if factor == 1:
         return value

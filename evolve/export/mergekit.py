@@ -67,8 +67,8 @@ def mergekit_yaml(recipe: Recipe, parents: Mapping[str, Parent], *, notes: Itera
     pieces = slices_of(document)
     if pieces and len(pieces[-1]["sources"]) > len(pieces[0]["sources"]):
         lines.append(
-            "mergekit 0.1.5 takes as many models for the last norm and the head as the first slice has, and the "
-            "last slice has more: these tensors differ from the scored model"
+            "mergekit 0.1.5 takes as many models for the last norm and the head as the first slice has, and "
+            "the last slice has more: these tensors differ from the scored model"
         )
     return comment(lines) + to_yaml(document)
 

@@ -67,7 +67,7 @@ def _walk(
     """Go through the stages. A name has several shapes where a stage that changes it may be off."""
     found: list[tuple[str, str]] = []
     made: list[Model] = []
-    known = {name: (model,) for name, model in models.items()}
+    known: dict[str, tuple[Model, ...]] = {name: (model,) for name, model in models.items()}
     for step in _wire(stages, models):
         problems = dict.fromkeys(step.problems)
         shapes: dict[str, Model] = {}

@@ -72,11 +72,16 @@ def test_a_file_of_several_can_be_searched() -> None:
     text += "score: {tasks: [{task: x, metric: acc}]}\nsearch: {trials: 7}\n"
     loaded = load_text(text, "c.yaml")
     assert loaded.config.search.trials == 7 and loaded.config.score is not None
-    assert load_text(text, "c.yaml", ["search.trials=9", "pipeline.2.merge.dtype=bfloat16"]).config.search.trials == 9
+    assert (
+        load_text(text, "c.yaml", ["search.trials=9", "pipeline.2.merge.dtype=bfloat16"]).config.search.trials
+        == 9
+    )
 
 
 def test_anchors_end_with_their_document() -> None:
-    text = joined(FIRST.replace("weight: 1", "weight: &w 1", 1), SECOND.replace("weight: 2", "weight: *w"), LAST)
+    text = joined(
+        FIRST.replace("weight: 1", "weight: &w 1", 1), SECOND.replace("weight: 2", "weight: *w"), LAST
+    )
     assert "no anchor &w" in only_problem(text).message
     with pytest.raises(YamlError, match="no anchor"):
         read_documents("a: &x 1\n---\nb: *x\n")
@@ -116,7 +121,9 @@ def test_documents_that_need_each_other(name: str) -> None:
     text = joined(circular, SECOND, third, LAST.replace("base_model: org/base", "base_model: third"))
     found = [problem for problem in problems(text) if "need each other" in problem.message]
     assert len(found) == 1
-    circle = "first needs second needs first" if name == "second" else "first needs third needs second needs first"
+    circle = (
+        "first needs second needs first" if name == "second" else "first needs third needs second needs first"
+    )
     assert found[0].message.endswith(circle)
     assert found[0].where.startswith("c.yaml:")
     assert found[0].path.endswith("models.0.model")
@@ -183,7 +190,12 @@ def test_mappings_in_a_config_and_among_documents() -> None:
 @pytest.mark.parametrize(
     ("old", "new", "path", "words"),
     [
-        ("{model: {path: org/a}, §lora: null", "{model: {path: org/a}, lore: null", "base_model.lore", "'lora'?"),
+        (
+            "{model: {path: org/a}, §lora: null",
+            "{model: {path: org/a}, lore: null",
+            "base_model.lore",
+            "'lora'?",
+        ),
         (
             "lora: null, §override_architecture: null",
             "lora: null, override_architecture: X",
@@ -191,7 +203,12 @@ def test_mappings_in_a_config_and_among_documents() -> None:
             "not supported",
         ),
         ("§{path: org/b, revision: v2}", "{path: 7}", "models.1.model.model", "expected a text or {path"),
-        ("§{path: org/b, revision: v2}", "{revision: v2}", "models.1.model.model", "expected a text or {path"),
+        (
+            "§{path: org/b, revision: v2}",
+            "{revision: v2}",
+            "models.1.model.model",
+            "expected a text or {path",
+        ),
         ("§{model: org/d@v4, lora", "{lora", "models.2.model", "missing"),
     ],
 )

@@ -75,8 +75,16 @@ STACK = {
 BOTH = {
     "merge_method": "passthrough",
     "slices": [
-        {"sources": [{"model": "one", "layer_range": [0, 2], "parameters": {"scale": {**RANGE, "knots": 2}}}]},
-        {"scale": RANGE, "sources": [{"model": "two", "layer_range": [0, 4]}], "parameters": {"scale": RANGE}},
+        {
+            "sources": [
+                {"model": "one", "layer_range": [0, 2], "parameters": {"scale": {**RANGE, "knots": 2}}}
+            ]
+        },
+        {
+            "scale": RANGE,
+            "sources": [{"model": "two", "layer_range": [0, 4]}],
+            "parameters": {"scale": RANGE},
+        },
         {"scale": 1.5, "enabled": SWITCH, "sources": [{"model": "one", "layer_range": [1, 4]}]},
     ],
 }
@@ -84,14 +92,17 @@ BOTH = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize("trial", [1, 3])
-@pytest.mark.parametrize("block", [LINEAR, ARITHMETIC, STACK, BOTH], ids=["linear", "modules", "stack", "both"])
+@pytest.mark.parametrize(
+    "block", [LINEAR, ARITHMETIC, STACK, BOTH], ids=["linear", "modules", "stack", "both"]
+)
 def test_exported_slices_through_mergekit(
     mergekit: Path, block: dict[str, Any], trial: int, tmp_path: Path
 ) -> None:
     from safetensors.torch import load_file
 
     models = {
-        name: make_model(tmp_path / name, seed=seed, layers=4) for seed, name in enumerate(("base", "one", "two"))
+        name: make_model(tmp_path / name, seed=seed, layers=4)
+        for seed, name in enumerate(("base", "one", "two"))
     }
     document = {
         "name": "small",
@@ -119,7 +130,10 @@ def test_exported_slices_through_mergekit(
     for name, tensor in ours.items():
         assert relative(tensor, theirs[name]) <= 1e-6, name
         assert relative(tensor, again[name]) <= 1e-6, name
-    layers = [json.loads((tmp_path / name / "config.json").read_text())["num_hidden_layers"] for name in ("ours", "theirs")]
+    layers = [
+        json.loads((tmp_path / name / "config.json").read_text())["num_hidden_layers"]
+        for name in ("ours", "theirs")
+    ]
     assert layers[0] == layers[1] == len({name.split(".")[2] for name in ours if ".layers." in name})
 
 
@@ -155,7 +169,11 @@ def test_the_model_that_gives_the_config_is_named() -> None:
 
 
 def test_a_last_slice_with_more_models_than_the_first_comes_with_a_warning() -> None:
-    block = {"merge_method": "linear", "parameters": {"weight": 1}, "slices": [piece("one"), piece("one", "two")]}
+    block = {
+        "merge_method": "linear",
+        "parameters": {"weight": 1},
+        "slices": [piece("one"), piece("one", "two")],
+    }
     assert "last norm" in mergekit_yaml(*recipe(block))
     turned = {**block, "slices": block["slices"][::-1]}
     assert "last norm" not in mergekit_yaml(*recipe(turned))

@@ -81,7 +81,10 @@ def test_filters_are_held_against_the_output(models: dict[str, Model]) -> None:
 
 def test_a_stage_that_may_be_off_has_two_shapes(models: dict[str, Model]) -> None:
     switch = {"choices": [False, True]}
-    for other, words in (("deep", "against 'stacked': 3 layers, not 2"), ("a", "against 'stacked': 2 layers, not 3")):
+    for other, words in (
+        ("deep", "against 'stacked': 3 layers, not 2"),
+        ("a", "against 'stacked': 2 layers, not 3"),
+    ):
         ((path, message),) = found(models, stacked(enabled=switch), linear("stacked", other))
         assert path == "pipeline.1.merge.models"
         assert words in message
@@ -103,7 +106,9 @@ def test_a_stage_with_problems_looks_like_the_model_that_it_starts_from(models: 
 
 
 def test_the_shapes_are_those_of_what_is_built(models: dict[str, Model]) -> None:
-    blocks = [MergeBlock.model_validate(one) for one in (stacked(), linear("stacked", "deep", dtype="bfloat16"))]
+    blocks = [
+        MergeBlock.model_validate(one) for one in (stacked(), linear("stacked", "deep", dtype="bfloat16"))
+    ]
     first, second = outputs([("merge", block) for block in blocks], models)
     assert first.config["num_hidden_layers"] == second.config["num_hidden_layers"] == 3
     assert {spec.dtype for spec in second.specs.values()} == {"bfloat16"}

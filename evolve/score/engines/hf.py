@@ -136,7 +136,14 @@ class HfEngine:
                     hf_config(model), dtype=getattr(torch, identity.dtype), **self._config.engine_args
                 )
             network.tie_weights()
-            _share(network, {names[name]: names[first] for name, first in model.same.items() if {name, first} <= names.keys()})
+            _share(
+                network,
+                {
+                    names[name]: names[first]
+                    for name, first in model.same.items()
+                    if {name, first} <= names.keys()
+                },
+            )
             self._wrap(network, files)
         except Exception as error:
             raise as_candidate_error(error, "engine") from error

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, Self, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, Self, TypeAlias
 
 from pydantic import Field, field_validator, model_validator
 from pydantic.json_schema import SkipJsonSchema
@@ -21,7 +21,9 @@ from evolve.stages.merge.slices import (
     expand,
     one_structure,
 )
-from evolve.stages.merge.values import Path
+
+if TYPE_CHECKING:
+    from evolve.stages.merge.values import Path
 
 Refused: TypeAlias = SkipJsonSchema[Any]
 
@@ -38,7 +40,7 @@ class MergeBlock(StageBlock):
     slices: list[Slice] | None = None
     """Layers to stack: the result has the layers of the first slice, then those of the second, and so on."""
     modules: dict[str, Module] | None = None
-    """``default``: the models or slices once more; what mergekit writes for models with one stack of layers."""
+    """``default``: models or slices once more, as mergekit writes it for models with one stack of layers."""
     stack: Stack | None = Field(default=None, exclude=True, repr=False)
     """Short for slices that the search switches on and off."""
     parameters: Parameters = Field(default_factory=dict)
@@ -98,7 +100,7 @@ class MergeBlock(StageBlock):
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Names of all models that are read, in the order of the config, the base last if it is not listed."""
+        """Names of all models that are read, in the order of the config; a base that is not listed last."""
         listed = [entry.model for part in self.parts for entry in part.entries]
         return tuple(dict.fromkeys([*listed, *([self.base_model] if self.base_model else [])]))
 

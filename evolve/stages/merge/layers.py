@@ -56,7 +56,7 @@ def layer_of(tensor: str) -> int | None:
 
 
 def before_layers(tensor: str) -> bool:
-    """Whether a tensor outside of the layers is used before them (an embedding), and not after (norm, head)."""
+    """Whether a tensor outside of the layers is used before them (embeddings), not after (norm, head)."""
     return bool(_BEFORE.search(tensor))
 
 

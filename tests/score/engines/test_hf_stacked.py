@@ -6,7 +6,6 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
-import torch
 
 from evolve.score.engines.hf import open_engine
 from evolve.stages.merge import MergeStage
@@ -17,6 +16,8 @@ from tests.score.engines.oracle import Oracle, agree, config, generated, make, s
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    import torch
 
     from evolve.weights.model import Model
 

@@ -114,8 +114,8 @@ def by_hand(parents: dict[str, Any], picks: Sequence[Pick], *, exact: bool = Tru
     Args:
         parents: Name to transformers model.
         picks: What is run. Embeddings are those of the first pick's model, last norm and head of the last's.
-        exact: Whether the norms that read the hidden state have their epsilon multiplied too, by the square of
-            the scales so far. Then they see no difference at all: norm(s x, s^2 eps) = norm(x, eps).
+        exact: Whether the norms that read the hidden state have their epsilon multiplied too, by the square
+            of the scales so far. Then they see no difference at all: norm(s x, s^2 eps) = norm(x, eps).
     """
     model = copy.deepcopy(parents[picks[0].model])
     last = copy.deepcopy(parents[picks[-1].model])

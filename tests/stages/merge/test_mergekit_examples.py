@@ -85,7 +85,7 @@ def environment() -> None:
 
 
 def write_masks(target: Path, block: MergeBlock, models: dict[str, Model], paths: dict[str, Path]) -> str:
-    """Write the masks of a DARE merge: one for each tensor of the result, also of a layer that comes twice."""
+    """Write the masks of a DARE merge: one for each tensor of the result, and so two for a layer twice."""
     from safetensors.torch import save_file
 
     masks = {}

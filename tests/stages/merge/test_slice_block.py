@@ -1,4 +1,4 @@
-"""Slices, modules and stacks as blocks: what is accepted, what is refused and where, what a stack stands for."""
+"""Slices, modules and stacks as blocks: what is accepted, what is refused where, what a stack stands for."""
 
 from __future__ import annotations
 
@@ -231,7 +231,9 @@ def test_a_stack_is_all_layers_in_a_row() -> None:
 
 
 def test_blocks_of_layers_and_nothing_kept() -> None:
-    rows = expanded(sources=[source("a", 2, 7), source("b")], block_size=2, keep_first=0, keep_last=0, enabled=True)
+    rows = expanded(
+        sources=[source("a", 2, 7), source("b")], block_size=2, keep_first=0, keep_last=0, enabled=True
+    )
     assert rows == [
         ("a", 2, 4, True, 1.0),
         ("a", 4, 6, True, 1.0),
@@ -311,7 +313,9 @@ def test_a_recipe_without_any_layer_loads_and_fails_when_it_is_built() -> None:
 
     text = STACK.replace("        scale", "        keep_first: 0\n        keep_last: 0\n        scale")
     space = derive(load_text(text, "c.yaml"))
-    values = {gene.name: float(gene.choices.index(False)) if gene.choices else gene.low for gene in space.genes}
+    values = {
+        gene.name: float(gene.choices.index(False)) if gene.choices else gene.low for gene in space.genes
+    }
     recipe = space.recipe(values, CONTENTS)
     with pytest.raises(CandidateError, match="every slice is off: the model would have no layer") as caught:
         build(recipe, {})
@@ -364,7 +368,12 @@ def test_names_of_genes_inside_slices() -> None:
         ("§[2, 4]", "[2, 5]", "slices.0.sources.1.layer_range", "3 layers"),
         ("§[2, 4]", "2", "slices.0.sources.1.layer_range", "expected a list"),
         ("{model: §b, layer_range: [2", "{model: c, layer_range: [2", "slices.0.sources.1.model", "no model"),
-        ("§{model: b, layer_range: [2", "{model: b, layer_rang: [2", "slices.0.sources.1.layer_range", "missing"),
+        (
+            "§{model: b, layer_range: [2",
+            "{model: b, layer_rang: [2",
+            "slices.0.sources.1.layer_range",
+            "missing",
+        ),
         ("§slices:", "slizes:", "slizes", "did you mean 'slices'"),
         ("§scale: {low", "scales: {low", "slices.1.scales", "did you mean 'scale'"),
     ],

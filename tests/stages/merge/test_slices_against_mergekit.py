@@ -70,7 +70,9 @@ def test_before_and_after_as_in_mergekit_s_architectures(environment: None) -> N
 
 
 def test_several_stacks_have_depths_of_their_own() -> None:
-    names = [f"vision.blocks.{i}.w" for i in range(5)] + [f"model.layers.{i}.w" for i in range(3)] + ["norm.w"]
+    names = (
+        [f"vision.blocks.{i}.w" for i in range(5)] + [f"model.layers.{i}.w" for i in range(3)] + ["norm.w"]
+    )
     model = memory_model({name: torch.ones(1) for name in names})
     assert stacks(model) == {"vision.blocks": 5, "model.layers": 3}
     at = depths(model)
@@ -87,7 +89,7 @@ def piece(paths: dict[str, Path], first: int, weights: dict[str, Any]) -> dict[s
 
 @pytest.mark.slow
 def test_last_norm_and_head_have_all_models_of_the_last_slice(tmp_path: Path, environment: None) -> None:
-    """mergekit takes as many models for them as the first slice has, and drops the others."""
+    """In mergekit they have as many models as the first slice has; the others are dropped."""
     paths = {
         name: make_model(tmp_path / name, seed=seed, layers=2, tied=False) for seed, name in enumerate("ab")
     }

@@ -50,7 +50,12 @@ def test_layer_types_follow_their_layers(tmp_path: Path, kind: str) -> None:
     assert FULL in own and SLIDING in own
     # No list in the file: the rule of the architecture would give other kinds.
     silent = {
-        name: Model({k: v for k, v in model.config.items() if k != "layer_types"}, model.specs, model.tensor, model.files)
+        name: Model(
+            {k: v for k, v in model.config.items() if k != "layer_types"},
+            model.specs,
+            model.tensor,
+            model.files,
+        )
         for name, model in models.items()
     }
     again = MergeStage.run(block, silent, seed=0)
@@ -78,7 +83,9 @@ def test_layers_of_different_kinds_cannot_be_merged(tmp_path: Path) -> None:
     with pytest.raises(CandidateError, match="different kinds"):
         MergeStage.run(block, models, seed=0)
     sources[1]["layer_range"] = [2, 4]
-    assert MergeStage.check(MergeBlock.model_validate({**keys, "slices": [{"sources": sources}]}), models) == []
+    assert (
+        MergeStage.check(MergeBlock.model_validate({**keys, "slices": [{"sources": sources}]}), models) == []
+    )
 
 
 def test_lists_that_have_nothing_to_do_with_layers_stay(tmp_path: Path) -> None:
