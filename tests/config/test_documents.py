@@ -87,6 +87,16 @@ def test_anchors_end_with_their_document() -> None:
         read_documents("a: &x 1\n---\nb: *x\n")
 
 
+def test_a_document_may_be_called_like_a_method() -> None:
+    text = joined(
+        FIRST.replace("name: first", "name: linear"),
+        LAST.replace("first", "linear").replace("second", "org/c"),
+    )
+    loaded = load_text(text, "c.yaml")
+    assert [block.name for _, block in loaded.stages] == ["linear", None]
+    assert loaded.config.pipeline[0]["merge"]["merge_method"] == "linear"
+
+
 def test_a_name_that_is_taken() -> None:
     text = joined(FIRST, SECOND.replace("name: second", "name: first"), LAST.replace("second", "org/d"))
     found = problems(text)
