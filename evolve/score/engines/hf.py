@@ -211,11 +211,10 @@ class HfEngine:
 def _share(network: Any, same: Mapping[str, str]) -> None:
     """Put one parameter (or buffer) in two places: name to the name of the one that takes its place."""
     for name, first in same.items():
-        path, _, own = name.rpartition(".")
+        (path, _, own), (above, _, source) = name.rpartition("."), first.rpartition(".")
         module = network.get_submodule(path)
         table = module._parameters if own in module._parameters else module._buffers
-        *_, source = first.rpartition(".")
-        table[own] = getattr(network.get_submodule(first.removesuffix(f".{source}")), source)
+        table[own] = getattr(network.get_submodule(above), source)
 
 
 @cache
