@@ -9,7 +9,7 @@ import torch
 
 from evolve.tensors.blocks import BLOCK, Floats, blocks, shared
 from evolve.tensors.fused.terms import STEPS, RankedChance
-from evolve.tensors.sparsify import kept
+from evolve.tensors.selection import kept
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -8,7 +8,7 @@ import numpy as np
 
 from evolve.tensors.blocks import BLOCK, blocks, flat, shared
 from evolve.tensors.magnitude import largest
-from evolve.tensors.sparsify import kept
+from evolve.tensors.selection import kept
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -13,10 +13,14 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 import torch
 
-from evolve.tensors.fused.terms import Magnitude
+from evolve.tensors.fused.terms import Everything, Magnitude
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from torch import Tensor
+
+    from evolve.tensors.fused.terms import Keep
 
 Integers: TypeAlias = "np.ndarray[Any, np.dtype[np.int64]]"
 Bits: TypeAlias = "np.ndarray[Any, np.dtype[np.int32]]"
@@ -116,3 +120,33 @@ def kept_share(keep: Magnitude, tensor: Tensor, base: Tensor) -> float:
     larger = float(np.add.reduce(values[sizes > keep.threshold], dtype=np.float64))
     at = float(np.array(keep.threshold, np.int32).view(np.float32))
     return (larger + keep.ties * at) / whole if whole else 1.0
+
+
+def trimmed(
+    tensor: Tensor, base: Tensor, density: float, *, rescale: bool, table: Callable[[], Selection]
+) -> tuple[Keep, float]:
+    """Return the rule by which the largest entries of ``tensor - base`` stay, and the factor of what stays.
+
+    Args:
+        tensor: float32, bfloat16 or float16, on any device.
+        base: Of the same shape, on the same device.
+        density: Exactly ``kept(numel, density)`` entries stay (TIES; Yadav et al. 2023, arXiv:2306.01708).
+        rescale: Restore the sum of the magnitudes.
+        table: Gives the table of the two on the CPU, computed or kept.
+    """
+    count = kept(tensor.numel(), density)
+    if count == tensor.numel():
+        return Everything(), 1.0
+    if count == 0:
+        return Everything(), 0.0
+    on_cpu = tensor.device.type == "cpu"
+    keep = table().largest(count, tensor, base) if on_cpu else largest_on_device(count, tensor, base)
+    share = kept_share(keep, tensor, base) if rescale else 1.0
+    return keep, 1.0 / share if share else 1.0
+
+
+def kept(count: int, density: float) -> int:
+    """Return how many of ``count`` elements stay: ``density * count`` rounded down, one at least; 0 for 0."""
+    if density <= 0 or count == 0:
+        return 0
+    return min(count, max(1, int(density * count)))

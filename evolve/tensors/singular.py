@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from evolve.tensors.sparsify import kept
+from evolve.tensors.selection import kept
 from evolve.tensors.threads import one_thread
 
 if TYPE_CHECKING:

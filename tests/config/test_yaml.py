@@ -54,7 +54,7 @@ def read(text: str) -> object:
     ],
 )
 def test_plain_scalars_follow_the_core_schema(text: str, value: object) -> None:
-    found = read(f"key: {text}\n")["key"] if text != "-" else read("key:\n")["key"]  # type: ignore[index]
+    found = read(f"key: {text}\n")["key"] if text != "-" else read("key:\n")["key"]
     assert found == value
     assert type(found) is type(value)
 

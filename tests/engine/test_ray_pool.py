@@ -66,7 +66,7 @@ def make_pool(cluster, tmp_path):
 
     def make(size: int = 2, timeout: float = 60.0) -> RayPool:
         group = placement_group([{"CPU": 0.001}] + [{"CPU": 0.5}] * size)
-        spec = EvaluatorSpec(None, {}, str(tmp_path), "", 1, 0)  # type: ignore[arg-type]
+        spec = EvaluatorSpec(None, {}, str(tmp_path), "", 1, 0)
         pool = RayPool(
             spec,
             size=size,

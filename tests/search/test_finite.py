@@ -54,7 +54,7 @@ def by_hand(count: int, table: Table) -> tuple[list[tuple[int, ...]], tuple[int,
 
     looked = [soup({i}) for i in range(count)]
     usable = [i for i in range(count) if table[soup({i})] is not None]
-    order = sorted(usable, key=lambda i: table[soup({i})], reverse=True)  # type: ignore[arg-type,return-value]
+    order = sorted(usable, key=lambda i: table[soup({i})], reverse=True)
     ingredients: set[int] = set()
     for i in order:
         if not ingredients:

@@ -318,7 +318,7 @@ def test_progress_counts_as_a_simulation_does(
     told = [result for result in results if result is not None]
     best = max(told) if told else None
     improved = next((index for index, group in enumerate([*bests, values]) if best in group), 0)
-    assert progress_of(trials, population) == Progress(  # type: ignore[arg-type]
+    assert progress_of(trials, population) == Progress(
         complete=len(told),
         failed=len(results) - len(told),
         generation=generation,

@@ -87,7 +87,7 @@ pipeline:
     }
     for line, expected in cases.items():
         loaded = load_text(text + (f"      {line}\n" if line else ""), "c.yaml")
-        ((_, block),) = recipes(loaded)[AVERAGE]["pipeline"][0].items()  # type: ignore[index]
+        ((_, block),) = recipes(loaded)[AVERAGE]["pipeline"][0].items()
         assert block["chat_template"] == "chatml"
         tokenizer = block.get("tokenizer")
         assert (None if tokenizer is None else {"source": "union", **tokenizer}) == expected

@@ -142,6 +142,6 @@ def test_what_cannot_be_measured() -> None:
     network.table.data[2, 1] = float("nan")
     for labels in ("sampled", "data"):
         with pytest.raises(CandidateError, match="NaN or infinity") as caught:
-            diagonal_fisher(network, some_text(4, 9, 9), labels=labels)  # type: ignore[arg-type]
+            diagonal_fisher(network, some_text(4, 9, 9), labels=labels)
         assert caught.value.kind == "non_finite"
     assert network.table.grad is None

@@ -105,7 +105,7 @@ def test_it_is_gathered_once_for_a_text_and_its_settings(
     )
     assert len(calls) == 2
     for change in ({"max_tokens": 300}, {"sequence_length": 40}, {"seed": 1}):
-        statistics_of(model, "fisher", replace(corpus, **change))  # type: ignore[arg-type]
+        statistics_of(model, "fisher", replace(corpus, **change))
     statistics_of(model, "fisher", corpus, labels="data")
     statistics_of(replace(model, content="sha256:other"), "fisher", corpus)
     assert len(calls) == 7
@@ -171,4 +171,4 @@ def test_a_text_of_one_token(tmp_path: Path, corpus: Corpus) -> None:
     nothing.write_text('{"text": ""}\n')
     for kind in ("fisher", "gram"):
         with pytest.raises(CandidateError, match="no two tokens"):
-            statistics_of(model, kind, replace(short, path=str(nothing), content=file_content(nothing)))  # type: ignore[arg-type]
+            statistics_of(model, kind, replace(short, path=str(nothing), content=file_content(nothing)))

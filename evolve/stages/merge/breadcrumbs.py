@@ -9,7 +9,6 @@ from evolve.stages.merge.sums import (
     DENSITY,
     LAMBDA,
     WEIGHT,
-    add_agreed_to_base,
     add_to_base,
     column,
     normalize,
@@ -20,23 +19,20 @@ from evolve.stages.merge.sums import (
 if TYPE_CHECKING:
     from torch import Tensor
 
-_PAPER = "Davari and Belilovsky 2024, Model Breadcrumbs, arXiv:2312.06795"
 _GAMMA = Param(
     "gamma", 0.01, low=0.0, high=1.0, suggest=(0.0, 0.1), doc="Share of the largest entries to drop."
 )
-_PER_MODEL = (WEIGHT, DENSITY, _GAMMA)
-_SHARED = (normalize(False), rescale(False, "Restore the sum of magnitudes after dropping."), LAMBDA)
 
 
 class Breadcrumbs(MergeMethod):
     """Task vectors lose their largest ``gamma`` and then their smallest entries; then as task_arithmetic."""
 
     name = "breadcrumbs"
-    paper = _PAPER
+    paper = "Davari and Belilovsky 2024, Model Breadcrumbs, arXiv:2312.06795"
     base = "required"
     models = (1, None)
-    per_model = _PER_MODEL
-    shared = _SHARED
+    per_model = (WEIGHT, DENSITY, _GAMMA)
+    shared = (normalize(False), rescale(False, "Restore the sum of magnitudes after dropping."), LAMBDA)
 
     @staticmethod
     def merge(inputs: Inputs) -> Tensor:
@@ -44,20 +40,15 @@ class Breadcrumbs(MergeMethod):
         return add_to_base(inputs, _masked(inputs))
 
 
-class BreadcrumbsTies(MergeMethod):
+class BreadcrumbsTies(Breadcrumbs):
     """Task vectors lose their largest ``gamma`` and then their smallest entries; then as ties."""
 
     name = "breadcrumbs_ties"
-    paper = _PAPER
-    base = "required"
-    models = (1, None)
-    per_model = _PER_MODEL
-    shared = _SHARED
 
     @staticmethod
     def merge(inputs: Inputs) -> Tensor:
         """Return base + lambda * sum of what is left of those task vectors that have the elected sign."""
-        return add_agreed_to_base(inputs, _masked(inputs))
+        return add_to_base(inputs, _masked(inputs), agreed=True)
 
 
 def _masked(inputs: Inputs) -> list[Tensor]:

@@ -9,7 +9,6 @@ from evolve.stages.merge.sums import (
     DENSITY,
     LAMBDA,
     WEIGHT,
-    add_agreed_terms,
     add_terms,
     column,
     normalize,
@@ -22,19 +21,16 @@ if TYPE_CHECKING:
 
     from evolve.tensors.fused import Term
 
-_PAPER = "Yu et al. 2024, Language models are super Mario, arXiv:2311.03099"
-_SHARED = (normalize(False), rescale(True, "Divide what stays by the density."), LAMBDA)
-
 
 class DareLinear(MergeMethod):
     """Each entry of a task vector stays with probability ``density``; then as task_arithmetic."""
 
     name = "dare_linear"
-    paper = _PAPER
+    paper = "Yu et al. 2024, Language models are super Mario, arXiv:2311.03099"
     base = "required"
     models = (1, None)
     per_model = (WEIGHT, DENSITY)
-    shared = _SHARED
+    shared = (normalize(False), rescale(True, "Divide what stays by the density."), LAMBDA)
     stored = True
 
     @staticmethod
@@ -43,21 +39,15 @@ class DareLinear(MergeMethod):
         return add_terms(inputs, _thinned(inputs))
 
 
-class DareTies(MergeMethod):
+class DareTies(DareLinear):
     """Each entry of a task vector stays with probability ``density``; then the sign is elected as in ties."""
 
     name = "dare_ties"
-    paper = _PAPER
-    base = "required"
-    models = (1, None)
-    per_model = (WEIGHT, DENSITY)
-    shared = _SHARED
-    stored = True
 
     @staticmethod
     def merge(inputs: Inputs) -> Tensor:
         """Return base + lambda * sum of those weighted thinned task vectors that have the elected sign."""
-        return add_agreed_terms(inputs, _thinned(inputs))
+        return add_terms(inputs, _thinned(inputs), agreed=True)
 
 
 def _thinned(inputs: Inputs) -> list[Term]:

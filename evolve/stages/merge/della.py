@@ -9,7 +9,6 @@ from evolve.stages.merge.sums import (
     DENSITY,
     LAMBDA,
     WEIGHT,
-    add_agreed_terms,
     add_terms,
     column,
     normalize,
@@ -23,7 +22,6 @@ if TYPE_CHECKING:
 
     from evolve.tensors.fused import Keep, Term
 
-_PAPER = "Deep et al. 2024, DELLA-Merging, arXiv:2406.11617"
 _PER_MODEL = (
     WEIGHT,
     DENSITY,
@@ -43,7 +41,7 @@ class Della(MergeMethod):
     """Entries of a task vector stay by the rank of their magnitude in their row; then as ties."""
 
     name = "della"
-    paper = _PAPER
+    paper = "Deep et al. 2024, DELLA-Merging, arXiv:2406.11617"
     base = "required"
     models = (1, None)
     per_model = _PER_MODEL
@@ -53,19 +51,14 @@ class Della(MergeMethod):
     @staticmethod
     def merge(inputs: Inputs) -> Tensor:
         """Return base + lambda * mean of those weighted pruned task vectors that have the elected sign."""
-        return add_agreed_terms(inputs, _pruned(inputs))
+        return add_terms(inputs, _pruned(inputs), agreed=True)
 
 
-class DellaLinear(MergeMethod):
+class DellaLinear(Della):
     """Entries of a task vector stay by the rank of their magnitude in their row; then as task_arithmetic."""
 
     name = "della_linear"
-    paper = _PAPER
-    base = "required"
-    models = (1, None)
-    per_model = _PER_MODEL
     shared = (normalize(False), _RESCALE, LAMBDA)
-    stored = True
 
     @staticmethod
     def merge(inputs: Inputs) -> Tensor:

@@ -37,7 +37,9 @@ class Sce(MergeMethod):
     @staticmethod
     def merge(inputs: Inputs) -> Tensor:
         """Return base + mean of the agreeing task vectors, weighted by their squares."""
-        from evolve.tensors.consensus import disjoint_sum
+        import torch
+
+        from evolve.tensors.fused import Term, merge
         from evolve.tensors.interpolate import weighted_sum
         from evolve.tensors.select import energy, erase_minority_, keep_varied_
 
@@ -47,4 +49,6 @@ class Sce(MergeMethod):
         highest = max(energies)
         weights = [share / highest if highest > 0 else 0.0 for share in energies]
         erase_minority_(deltas)
-        return weighted_sum([disjoint_sum(deltas, weights, mean=True)], [1.0], start=inputs.base)
+        shares = [Term(delta, weight) for delta, weight in zip(deltas, weights, strict=True)]
+        agreed = merge(None, shares, dtype=torch.float32, elect="mean")
+        return weighted_sum([agreed], [1.0], start=inputs.base)

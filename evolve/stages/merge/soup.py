@@ -23,7 +23,7 @@ class UniformSoup(MergeMethod):
     @staticmethod
     def merge(inputs: Inputs) -> Tensor:
         """Return the mean."""
-        from evolve.tensors.fused import Everything, Term, merge
+        from evolve.tensors.fused import Term, merge
 
-        terms = [Term(tensor, 1.0, Everything(), 1.0) for tensor in inputs.tensors]
+        terms = [Term(tensor, 1.0) for tensor in inputs.tensors]
         return merge(None, terms, dtype=inputs.out, divisor=float(len(terms)), buffers=inputs.buffers)

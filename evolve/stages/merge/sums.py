@@ -10,6 +10,7 @@ from evolve.stages.merge.base import Param
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    import torch
     from torch import Tensor
 
     from evolve.stages.merge.base import Inputs, Statistic
@@ -68,25 +69,6 @@ def total(
     return result
 
 
-def add_to_base(inputs: Inputs, deltas: Sequence[Tensor]) -> Tensor:
-    """Return ``base + lambda * sum(weight * delta)``; with ``normalize`` the weights are made to sum to 1."""
-    from evolve.tensors.interpolate import weighted_sum
-
-    weights = column(inputs, "weight")
-    divisor = total(inputs, weights) if inputs.shared["normalize"] and any(weights) else 1.0
-    factor = inputs.shared["lambda"]
-    return weighted_sum(deltas, [factor * weight for weight in weights], divisor=divisor, start=inputs.base)
-
-
-def add_agreed_to_base(inputs: Inputs, deltas: Sequence[Tensor]) -> Tensor:
-    """Return ``base + lambda * d``, where d sums up the weighted deltas that have the elected sign."""
-    from evolve.tensors.consensus import disjoint_sum
-    from evolve.tensors.interpolate import weighted_sum
-
-    agreed = disjoint_sum(deltas, column(inputs, "weight"), mean=bool(inputs.shared["normalize"]))
-    return weighted_sum([agreed], [inputs.shared["lambda"]], start=inputs.base)
-
-
 def start(inputs: Inputs) -> Tensor:
     """Return the base, which must be there."""
     if inputs.base is None:
@@ -110,32 +92,47 @@ def terms(inputs: Inputs, kept: Sequence[tuple[Keep, float]] | None = None) -> l
     ]
 
 
-def add_terms(inputs: Inputs, terms: Sequence[Term]) -> Tensor:
-    """Return ``base + lambda * sum(terms)``; with ``normalize`` the weights are made to sum to 1."""
+def add_terms(inputs: Inputs, terms: Sequence[Term], *, agreed: bool = False) -> Tensor:
+    """Return ``base + lambda * sum(terms)``, for a method whose tensors are ``stored``.
+
+    Args:
+        inputs: With ``normalize`` the sum is divided by that of the weights.
+        terms: One per model.
+        agreed: Add up, in each place, only the terms that have the elected sign.
+    """
+    return _merged(inputs, terms, start(inputs), inputs.out, agreed)
+
+
+def add_to_base(inputs: Inputs, deltas: Sequence[Tensor], *, agreed: bool = False) -> Tensor:
+    """Return the same as :func:`add_terms`, of task vectors that were computed before, in float32."""
+    import torch
+
+    from evolve.tensors.fused import Term
+    from evolve.tensors.interpolate import weighted_sum
+
+    pairs = zip(deltas, column(inputs, "weight"), strict=True)
+    merged = _merged(inputs, [Term(delta, weight) for delta, weight in pairs], None, torch.float32, agreed)
+    return weighted_sum([merged], [1.0], start=inputs.base)
+
+
+def _merged(
+    inputs: Inputs, terms: Sequence[Term], base: Tensor | None, dtype: torch.dtype, agreed: bool
+) -> Tensor:
     from evolve.tensors.fused import merge
 
-    weights = column(inputs, "weight")
-    divisor = total(inputs, weights) if inputs.shared["normalize"] and any(weights) else 1.0
+    weights, normalized = column(inputs, "weight"), inputs.shared["normalize"]
+    elect: Literal["sum", "mean"] | None = None
+    divisor = 1.0
+    if agreed:
+        elect = "mean" if normalized else "sum"
+    elif normalized and any(weights):
+        divisor = total(inputs, weights)
     return merge(
-        start(inputs),
+        base,
         terms,
-        dtype=inputs.out,
-        divisor=divisor,
-        factor=inputs.shared["lambda"],
-        buffers=inputs.buffers,
-    )
-
-
-def add_agreed_terms(inputs: Inputs, terms: Sequence[Term]) -> Tensor:
-    """Return ``base + lambda * d``, where d sums up the terms that have the elected sign."""
-    from evolve.tensors.fused import merge
-
-    elect: Literal["sum", "mean"] = "mean" if inputs.shared["normalize"] else "sum"
-    return merge(
-        start(inputs),
-        terms,
-        dtype=inputs.out,
+        dtype=dtype,
         elect=elect,
+        divisor=divisor,
         factor=inputs.shared["lambda"],
         buffers=inputs.buffers,
     )

@@ -9,7 +9,7 @@ from evolve.stages.merge.sums import (
     DENSITY,
     LAMBDA,
     WEIGHT,
-    add_agreed_terms,
+    add_terms,
     column,
     normalize,
     rescale,
@@ -37,30 +37,19 @@ class Ties(MergeMethod):
     @staticmethod
     def merge(inputs: Inputs) -> Tensor:
         """Return base + lambda * disjoint mean of the trimmed task vectors."""
-        trimmed = [
-            _trimmed(inputs, index, density) for index, density in enumerate(column(inputs, "density"))
-        ]
-        return add_agreed_terms(inputs, terms(inputs, trimmed))
+        kept = [_trimmed(inputs, index, density) for index, density in enumerate(column(inputs, "density"))]
+        return add_terms(inputs, terms(inputs, kept), agreed=True)
 
 
 def _trimmed(inputs: Inputs, index: int, density: float) -> tuple[Keep, float]:
     """Return what stays of one task vector, and the factor that makes up for the rest."""
-    from evolve.tensors.fused import Everything
-    from evolve.tensors.selection import kept_share, largest_on_device, selection
-    from evolve.tensors.sparsify import kept
+    from evolve.tensors.selection import selection, trimmed
 
     tensor, base = inputs.tensors[index], start(inputs)
-    count = kept(tensor.numel(), density)
-    if count == tensor.numel():
-        return Everything(), 1.0
-    if count == 0:
-        return Everything(), 0.0
-    if tensor.device.type == "cpu":
-        table = inputs.remember("selection", index, lambda: selection(tensor, base))
-        keep = table.largest(count, tensor, base)
-    else:
-        keep = largest_on_device(count, tensor, base)
-    if not inputs.shared["rescale"]:
-        return keep, 1.0
-    share = kept_share(keep, tensor, base)
-    return keep, 1.0 / share if share else 1.0
+    return trimmed(
+        tensor,
+        base,
+        density,
+        rescale=bool(inputs.shared["rescale"]),
+        table=lambda: inputs.remember("selection", index, lambda: selection(tensor, base)),
+    )

@@ -27,10 +27,10 @@ class WiseFt(MergeMethod):
     @staticmethod
     def merge(inputs: Inputs) -> Tensor:
         """Return (1 - alpha) * base + alpha * model; exactly one of them at either end."""
-        from evolve.tensors.fused import Everything, Term, merge
+        from evolve.tensors.fused import Term, merge
 
         alpha = inputs.shared["alpha"]
         shares = ((start(inputs), 1 - alpha), (inputs.tensors[0], alpha))
-        terms = [Term(tensor, share, Everything(), 1.0) for tensor, share in shares]
+        terms = [Term(tensor, share) for tensor, share in shares]
         # Not through Inputs.base: whole models are added, not a task vector.
         return merge(None, terms, dtype=inputs.out, buffers=inputs.buffers)

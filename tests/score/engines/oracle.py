@@ -67,10 +67,7 @@ def _with_qwen3(known: Callable[..., Any]) -> Callable[..., Any]:
 def instances(kind: str, arguments: list[tuple[Any, ...]]) -> list[Any]:
     from lm_eval.api.instance import Instance
 
-    return [
-        Instance(request_type=kind, doc={}, arguments=one, idx=i)  # type: ignore[arg-type]
-        for i, one in enumerate(arguments)
-    ]
+    return [Instance(request_type=kind, doc={}, arguments=one, idx=i) for i, one in enumerate(arguments)]
 
 
 def scores(lm: Any) -> list[tuple[float, bool]]:

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from evolve.stages.merge.plan import tensor_seed
 from evolve.tensors.random import words
-from evolve.tensors.sparsify import drop_
+from tests.tensors.rules import drop
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -77,7 +77,7 @@ def write_masks(
     for name, density in densities.items():
         for tensor, spec in models[name].specs.items():
             ones = torch.ones(spec.shape)
-            kept = drop_(ones, density, tensor_seed(seed, name, tensor), rescale=False)
+            kept = drop(ones, density, tensor_seed(seed, name, tensor), rescale=False)
             masks[f"{paths[name]}|{tensor}"] = kept > 0
     save_file(masks, target)
     return target

@@ -58,7 +58,7 @@ def nuslerp(
     a, b = (model - origin for model in models)
     result = origin.copy()
     for index in vectors(a.shape, along):
-        result[index] += arc(a[index], b[index], t)  # type: ignore[index]
+        result[index] += arc(a[index], b[index], t)
     return result
 
 
@@ -124,14 +124,14 @@ def magprune(
     result = np.zeros_like(delta)
     numbers = np.array(words, dtype=np.float64).reshape(delta.shape)
     for index in vectors(delta.shape, "rows"):
-        row, out = np.atleast_1d(delta[index]), np.zeros(np.atleast_1d(delta[index]).size)  # type: ignore[index]
+        row, out = np.atleast_1d(delta[index]), np.zeros(np.atleast_1d(delta[index]).size)
         chances = stay_chances(row.ravel(), density, epsilon)
         for i, (value, chance, word) in enumerate(
-            zip(row.ravel(), chances, np.atleast_1d(numbers[index]).ravel(), strict=True)  # type: ignore[index]
+            zip(row.ravel(), chances, np.atleast_1d(numbers[index]).ravel(), strict=True)
         ):
             if word < round(chance * 2**32):
                 out[i] = value / chance if rescale else value
-        result[index] = out.reshape(delta[index].shape)  # type: ignore[index]
+        result[index] = out.reshape(delta[index].shape)
     return result
 
 
@@ -211,7 +211,7 @@ def model_stock(base: Array, models: Sequence[Array], filter_wise: bool = False)
     count = len(models)
     result = base.copy()
     for index in vectors(base.shape, "rows" if filter_wise else "all"):
-        deltas = [np.asarray(model[index] - base[index]) for model in models]  # type: ignore[index]
+        deltas = [np.asarray(model[index] - base[index]) for model in models]
         cosines = [
             dot(a, b) / norm(a) / norm(b) if norm(a) and norm(b) else 0.0
             for i, a in enumerate(deltas)
@@ -219,7 +219,7 @@ def model_stock(base: Array, models: Sequence[Array], filter_wise: bool = False)
         ]
         cos = math.fsum(cosines) / len(cosines)
         t = count * cos / (1 + (count - 1) * cos) if cos > 0 else 0.0
-        result[index] += min(1.0, max(0.0, t)) * sum(deltas) / count  # type: ignore[index]
+        result[index] += min(1.0, max(0.0, t)) * sum(deltas) / count
     return result
 
 
@@ -237,8 +237,8 @@ def arcee_fusion(base: Array, model: Array) -> Array:
 
     importance = np.array(np.abs(model - base))
     for index in vectors(base.shape, "rows"):
-        p, q = softmax(np.atleast_1d(model[index])), softmax(np.atleast_1d(base[index]))  # type: ignore[index]
-        importance[index] *= math.fsum(a * math.log(a / b) for a, b in zip(p, q, strict=True))  # type: ignore[index]
+        p, q = softmax(np.atleast_1d(model[index])), softmax(np.atleast_1d(base[index]))
+        importance[index] *= math.fsum(a * math.log(a / b) for a, b in zip(p, q, strict=True))
     ordered = sorted(importance.ravel().tolist())
     low, middle, high = (ordered[int(q * (len(ordered) - 1))] for q in (0.25, 0.5, 0.75))
     return np.where(importance >= middle + 1.5 * (high - low), model, base)

@@ -11,12 +11,12 @@ import torch
 
 from evolve.stages.merge import MergeStage
 from evolve.tensors import magnitude
-from evolve.tensors.sparsify import trim_
 from tests.stages.merge import reference_more as more
 from tests.stages.merge.memory import block, random_model
 from tests.stages.merge.test_methods import call
 from tests.stages.merge.test_more_methods import exact, tensors
 from tests.stages.merge.test_more_properties import kept
+from tests.tensors.rules import trim
 
 
 @pytest.mark.parametrize(("density", "epsilon"), [(0.9, 0.15), (0.1, 0.15), (0.5, 0.6)])
@@ -62,7 +62,7 @@ def test_breadcrumbs_without_outliers_is_trimming(gamma: float) -> None:
     """No element is an outlier where gamma * n is below 1: 0.1.4 dropped the whole task vector there."""
     delta = tensors((64,))[0]
     result = magnitude.drop_outliers_(delta.clone(), 0.9, gamma)
-    assert torch.equal(result, trim_(delta.clone(), 0.9))
+    assert torch.equal(result, trim(delta.clone(), 0.9))
     assert int((result != 0).sum()) == 57
 
 

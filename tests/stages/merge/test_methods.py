@@ -13,8 +13,8 @@ from evolve.errors import CandidateError
 from evolve.registry import MERGE_METHODS
 from evolve.stages.merge.base import Inputs, MergeMethod
 from evolve.tensors.blocks import BLOCK
-from evolve.tensors.sparsify import drop_
 from tests.stages.merge import reference as ref
+from tests.tensors.rules import drop
 
 METHODS = MERGE_METHODS.names()
 WITH_BASE = (
@@ -141,7 +141,7 @@ def test_dare(
     densities = [0.5 if p == 0.75 else p for p in densities]  # 1/p exact
     seeds = tuple(seed + i for i in range(len(models)))
     masks = [
-        (drop_(torch.ones(len(base)), p, s, rescale=False) > 0).tolist()
+        (drop(torch.ones(len(base)), p, s, rescale=False) > 0).tolist()
         for p, s in zip(densities, seeds, strict=True)
     ]
     per_model = {"weight": weights, "density": densities}

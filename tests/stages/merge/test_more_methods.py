@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from tests.stages.merge import reference as ref
 from tests.stages.merge import reference_more as more
 from tests.stages.merge.test_methods import call
-from tests.tensors.test_sparsify import philox_words
+from tests.tensors.test_rules import philox_words
 
 if TYPE_CHECKING:
     from collections.abc import Callable

