@@ -21,7 +21,7 @@ import sys
 import tempfile
 import threading
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -123,7 +123,10 @@ class Ours:
         from evolve.stages.memo import Memo
         from evolve.weights.reader import open_model
 
-        self.parents = {folder.name: open_model(folder) for folder in self.folders}
+        # With a content, as an evaluator gives them: what is kept between candidates belongs to these objects.
+        self.parents = {
+            folder.name: replace(open_model(folder), content=folder.name) for folder in self.folders
+        }
         self.memo = Memo()
         base = self.parents["base"]
         self.engine = {name: base.tensor(name).clone() for name in base.specs}
