@@ -123,7 +123,7 @@ class Ours:
         from evolve.stages.memo import Memo
         from evolve.weights.reader import open_model
 
-        # With a content, as an evaluator gives them: what is kept between candidates belongs to these objects.
+        # With a content, as an evaluator gives them: what is kept belongs to these objects.
         self.parents = {
             folder.name: replace(open_model(folder), content=folder.name) for folder in self.folders
         }
