@@ -126,6 +126,17 @@ def _add(delta, scale, weight, total, first):
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
+def _add_whole(source, start, scale, weight, total, first):
+    """Add the term of a model of which everything stays: the same operations in one loop."""
+    if first:
+        for i in range(source.size):
+            total[i] = ((widened(source[i]) - start[i]) * scale) * weight
+    else:
+        for i in range(source.size):
+            total[i] += ((widened(source[i]) - start[i]) * scale) * weight
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
 def fused(  # noqa: PLR0913  one call for a whole tensor: a call a block costs more
     base,
     has_base,
@@ -162,6 +173,9 @@ def fused(  # noqa: PLR0913  one call for a whole tensor: a call a block costs m
                 start[i] = widened(origin[i])
         for k in range(count):
             source = carray(pointer(addresses[k]), (size,), base.dtype)[low : low + length]
+            if elect == NO_SUM and modes[k] == EVERYTHING:
+                _add_whole(source, start[:length], scales[k], weights[k], total[:length], k == 0)
+                continue
             delta = terms[k if elect != NO_SUM else 0, :length]
             for i in range(length):
                 delta[i] = widened(source[i]) - start[i]
