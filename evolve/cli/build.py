@@ -31,7 +31,7 @@ def build(config: Path, out: Path, overrides: tuple[str, ...], shard_bytes: int,
     """
     from evolve.cli.progress import bar
     from evolve.config.files import pinned
-    from evolve.export.model import export_model
+    from evolve.export.model import About, export_model
     from evolve.space.space import derive_recipe
     from evolve.weights.writer import Target, require_free
 
@@ -46,8 +46,7 @@ def build(config: Path, out: Path, overrides: tuple[str, ...], shard_bytes: int,
             recipe,
             parents,
             Target(out, shard_bytes, force),
-            name=loaded.config.name or config.stem,
-            score=loaded.config.score,
+            about=About(loaded.config.name or config.stem, loaded.config.score),
             progress=progress,
         )
     click.echo(f"recipe {recipe.hash}: {shown(out.absolute())}")

@@ -5,11 +5,9 @@ Done a second time it repeats nothing: the exported folder and its score belong 
 
 from __future__ import annotations
 
-import contextlib
 import json
 import logging
 import shlex
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -120,7 +118,7 @@ def _export(
     run: RunDir, loaded: Loaded, material: Material, summary: Summary, say: Callable[[str], None]
 ) -> None:
     from evolve.cli.progress import bar
-    from evolve.export.model import export_model
+    from evolve.export.model import About, export_model
     from evolve.store.atomic import make_folder, write_text
     from evolve.weights.writer import Target
 
@@ -132,19 +130,21 @@ def _export(
     model = folder / "model"
     if built_recipe(model) == summary.best_recipe.hash:
         return
-    if built_recipe(model):
-        # An earlier best of this run, which the recipe of its trial builds again.
-        shutil.rmtree(model)
+    # An earlier best of this run may go: the recipe of its trial builds it again.
+    target = Target(model, replace=bool(built_recipe(model)))
     say(f"exporting the best, trial {summary.best.number if summary.best else '?'}, to {shown(model)}")
-    with contextlib.chdir(run.working_folder), bar("exporting") as progress:
+    with bar("exporting") as progress:
         export_model(
             summary.best_recipe,
             material.parents,
-            Target(model),
-            name=f"{summary.name}-best",
-            score=loaded.config.score,
-            scores=text.rows(summary, summary.table),
-            notes=[text.FOOTNOTE],
+            target,
+            about=About(
+                f"{summary.name}-best",
+                loaded.config.score,
+                text.rows(summary, summary.table),
+                [text.FOOTNOTE],
+            ),
+            folder=run.working_folder,
             progress=progress,
         )
 

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 _NEEDED = (
     "torch",
+    "numba",
     "safetensors",
     "transformers",
     "lm_eval",

@@ -34,7 +34,7 @@ def drive(
         runs: Folder that holds the runs.
         display: How progress is shown.
         allow_config_change: Go on although the config differs from the run's.
-        working_folder: What the config's folders are relative to; absent, or gone: the working directory.
+        working_folder: What the config's folders are relative to; absent: the working directory.
     """
     from evolve.cli.closing import close, print_closing
     from evolve.run import run
@@ -50,8 +50,7 @@ def drive(
     say = _say if display != "none" else _silent
     say(f"checking {loaded.source}, its parents and tasks")
     runs = runs.absolute()
-    place = working_folder if working_folder is not None and working_folder.is_dir() else Path.cwd()
-    with contextlib.chdir(place):
+    with contextlib.chdir(working_folder or Path.cwd()):
         folder = run(
             loaded,
             runs=runs,

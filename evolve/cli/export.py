@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -55,10 +54,8 @@ def export(
     recipe = _recipe(trial)
     place = out or _default(folder, summary, trial, target)
     if target == "model":
-        place = place if str(place) == "-" else place.absolute()
         if out is not None or built_recipe(place) != recipe.hash:
-            with contextlib.chdir(folder.working_folder):
-                _model(material, summary, trial, Target(place, shard_bytes, force))
+            _model(material, summary, trial, Target(place, shard_bytes, force), folder.working_folder)
     else:
         text = _text(material, summary, trial, recipe, target)
         if str(place) == "-":
@@ -126,9 +123,9 @@ def _text(material: Material, summary: Summary, trial: Trial, recipe: Recipe, ta
     )
 
 
-def _model(material: Material, summary: Summary, trial: Trial, target: Target) -> None:
+def _model(material: Material, summary: Summary, trial: Trial, target: Target, folder: Path) -> None:
     from evolve.cli.progress import bar
-    from evolve.export.model import export_model
+    from evolve.export.model import About, export_model
 
     if str(target.out) == "-":
         raise click.UsageError("a model is a folder: name it with --out")
@@ -137,10 +134,13 @@ def _model(material: Material, summary: Summary, trial: Trial, target: Target) -
             _recipe(trial),
             material.parents,
             target,
-            name=_title(material, trial),
-            score=material.loaded.config.score,
-            scores=scores(summary, trial),
-            notes=notes(material, summary, trial)[:1],
+            about=About(
+                _title(material, trial),
+                material.loaded.config.score,
+                scores(summary, trial),
+                notes(material, summary, trial)[:1],
+            ),
+            folder=folder,
             progress=progress,
         )
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
@@ -10,6 +9,8 @@ import click
 from evolve.cli.options import display_option, find_run, load_run_config, run_argument, runs_option
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from evolve.display.watch import Mode
 
 
@@ -31,5 +32,5 @@ def resume(run: str, runs: Path, display: Mode) -> None:
         display=display,
         allow_config_change=False,
         # Folders in a config are relative to where the run was started.
-        working_folder=Path(folder.meta.get("created_in") or Path.cwd()),
+        working_folder=folder.working_folder,
     )

@@ -173,13 +173,10 @@ def _placed(parents: dict[str, Model], score: ScoreConfig) -> dict[str, Model]:
 
     free, whole = torch.cuda.mem_get_info()
     if score.backend == "vllm":
-        # vLLM takes this share for itself, and refuses to start where less is free.
-        taken = float(score.engine_args.get("gpu_memory_utilization", _VLLM_SHARE))
-        free = min(free, int((1 - taken) * whole))
+        from evolve.score.engines.vllm import memory_share
+
+        free = min(free, int((1 - memory_share(score)) * whole))
     return resident(parents, torch.device("cuda"), free // 2)
-
-
-_VLLM_SHARE = 0.9
 
 
 class _Clock:

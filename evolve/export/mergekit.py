@@ -22,8 +22,6 @@ if TYPE_CHECKING:
 _OURS = ("name", "enabled", "seed")
 """Keys of a stage that mergekit does not have."""
 
-_RANDOM = frozenset({"dare_linear", "dare_ties", "della", "della_linear"})
-
 
 def mergekit_document(recipe: Recipe, parents: Mapping[str, Parent]) -> dict[str, Any]:
     """Return the content of mergekit's YAML.
@@ -70,16 +68,8 @@ def mergekit_yaml(recipe: Recipe, parents: Mapping[str, Parent], *, notes: Itera
         lines.append("folders are relative to the working directory of the run")
     if any(len(places(parent)) > 1 for parent in used):
         lines.append("adapters (model+adapter): mergekit-yaml needs --lora-merge-cache FOLDER")
-    if document["merge_method"] in _RANDOM:
-        lines.append(
-            f"{document['merge_method']} drops weights at random: mergekit draws other ones than evolve did, "
-            "so the tensors differ from the scored model; --to recipe and --to model keep them"
-        )
-    if document["merge_method"] == "nuslerp" and "nuslerp_flatten" in document.get("parameters", {}):
-        lines.append(
-            "where nuslerp_flatten is false, mergekit 0.1.5 takes columns for nuslerp_row_wise: true and "
-            "rows for false: turn nuslerp_row_wise around there for the scored model"
-        )
+    method = MERGE_METHODS.load(document["merge_method"])
+    lines += method.mergekit_notes(document.get("parameters", {}))
     if "tokenizer" in document or "tokenizer_source" in document:
         lines.append(
             "mergekit leaves the special token ids of config.json as they are in the base, and adds ordinary "

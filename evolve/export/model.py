@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,15 +21,30 @@ if TYPE_CHECKING:
     from evolve.weights.writer import Target
 
 
+@dataclass(frozen=True)
+class About:
+    """What is said of an exported model.
+
+    Attributes:
+        name: Title of the card, and name of the recipe.
+        score: How it was scored.
+        scores: Header and rows of the table of scores.
+        notes: Sentences below the table.
+    """
+
+    name: str
+    score: ScoreConfig | None = None
+    scores: tuple[Sequence[str], Sequence[Sequence[str]]] | None = None
+    notes: Sequence[str] = ()
+
+
 def export_model(
     recipe: Recipe,
     parents: Mapping[str, Parent],
     target: Target,
     *,
-    name: str,
-    score: ScoreConfig | None = None,
-    scores: tuple[Sequence[str], Sequence[Sequence[str]]] | None = None,
-    notes: Sequence[str] = (),
+    about: About,
+    folder: Path | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> None:
     """Build ``recipe`` into a new folder.
@@ -38,10 +53,8 @@ def export_model(
         recipe: All values fixed.
         parents: Name to parent.
         target: A folder that does not exist or is empty, or one to replace.
-        name: Title of the card.
-        score: How it was scored.
-        scores: Header and rows of the table of scores.
-        notes: Sentences below the table.
+        about: What the card and the recipe say of it.
+        folder: What paths of data files are relative to; absent: the working directory.
         progress: Called with the tensors that are done and their total.
 
     Raises:
@@ -53,11 +66,11 @@ def export_model(
 
     if target.replace:
         _require_no_parent(target.out, parents)
-    text = recipe_yaml(recipe, parents, name=name, score=score, notes=notes)
-    readme = card(recipe, parents, name=name, recipe_text=text, scores=scores, notes=notes)
+    text = recipe_yaml(recipe, parents, name=about.name, score=about.score, notes=about.notes)
+    readme = card(recipe, parents, name=about.name, recipe_text=text, scores=about.scores, notes=about.notes)
     models = {model: open_model(parents[model].path) for model in recipe.models}
     try:
-        model = build(recipe, models)
+        model = build(recipe, models, folder=folder)
         done = 0
 
         def counted(tensor: str) -> Tensor:

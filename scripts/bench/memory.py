@@ -127,18 +127,18 @@ def limited(size: int) -> Iterator[Limit]:
     """Yield the first way that works here; none is no limit."""
     enter = 'echo $$ > "$0" && exec "$@"'
     for group, setting, peak in _groups():
-        with contextlib.suppress(OSError):
+        try:
             group.mkdir()
-            try:
-                (group / setting).write_text(str(size))
-                yield Limit(
-                    f"control group, {setting}",
-                    ["sh", "-c", enter, str(group / "cgroup.procs")],
-                    group / peak,
-                )
-                return
-            finally:
-                _remove(group)
+            (group / setting).write_text(str(size))
+        except OSError:
+            _remove(group)
+            continue
+        try:
+            what = f"control group, {setting}"
+            yield Limit(what, ["sh", "-c", enter, str(group / "cgroup.procs")], group / peak)
+        finally:
+            _remove(group)
+        return
     scope = ["systemd-run", "--scope", "--quiet", "-p", f"MemoryMax={size}", "-p", "MemorySwapMax=0", "--"]
     if subprocess.run([*scope, "true"], capture_output=True, check=False).returncode == 0:
         yield Limit("scope of systemd, MemoryMax", scope, None)
@@ -257,7 +257,7 @@ def run(options: argparse.Namespace) -> tuple[dict[str, Any], list[Row]]:
             print(f"limit of {options.limit:g} GB: {limit.what}", flush=True)
             for method in options.methods:
                 out = folder / "out"
-                # Two layers and the ends: the largest tensor is there, the size of the model is not.
+                # One layer and the ends: the largest tensor is there, the size of the model is not.
                 small = build(merge_file(folder / "tiny", method, tiny), folder / "tiny" / "out", limit)
                 whole = build(merge_file(folder, method, parents), out, limit)
                 check(out, parents, method)

@@ -6,7 +6,7 @@ Models with the tensors of SmolLM2-135M (or scaled by --scale), bfloat16, random
 the base. Ours is what a search does for each candidate: other weights and densities each time, parents mapped
 and warm, every tensor merged and copied into the tensors of a running model; and, for the command, `evolve
 build` onto disk. The limit: all parents read and one result written at the speed of a copy with the same
-threads, measured in the same run. Ours and the peer take turns.
+threads, measured in the same run. Ours and the peer are both warm and take turns, one call each.
 """
 
 from __future__ import annotations
@@ -235,19 +235,22 @@ def limit(bytes_read: int, bytes_written: int, threads: int) -> float:
     return (bytes_read + bytes_written) * best / (2 * size * threads)
 
 
-def _medians(
+def _pairs(
     pairs: int, ours: Callable[[int], float], peer: Callable[[int], float] | None
-) -> tuple[float, float | None]:
+) -> tuple[list[float], list[float]]:
+    """Return the seconds of each turn: one call of ours, then one of the peer's."""
     mine, theirs = [], []
     for turn in range(pairs):
         mine.append(ours(turn))
         if peer is not None:
             theirs.append(peer(turn))
-    return statistics.median(mine), statistics.median(theirs) if theirs else None
+    return mine, theirs
 
 
-def measure(options: argparse.Namespace, parents: int, home: Path, rows: list[Row]) -> None:
-    """Add the rows for one number of parents."""
+def measure(
+    options: argparse.Namespace, parents: int, home: Path, rows: list[Row], times: dict[str, Any]
+) -> None:
+    """Add the rows for one number of parents, and every single time."""
     folder = home / str(parents)
     folder.mkdir()
     folders = make_models(folder, parents, options.scale)
@@ -256,29 +259,28 @@ def measure(options: argparse.Namespace, parents: int, home: Path, rows: list[Ro
     peer = None if options.no_peer else Peer(options.mergekit, folders, options.threads)
     for method in options.methods:
         first = ours.candidate(method, 100)
-        warm = [ours.candidate(method, 101 + turn) for turn in range(2)]
+        if peer is not None:
+            peer.candidate(method, 100)  # both are warm
         count = parents + (method != "linear")
         floor = limit(size * count, size, options.threads)
-        mine, theirs = _medians(
+        name = f"{method}, {parents} parents"
+        times[name] = _pairs(
             options.pairs,
-            lambda turn, method=method: min(ours.candidate(method, 3 * turn + k) for k in range(3)),
+            lambda turn, method=method: ours.candidate(method, turn),
             None if peer is None else lambda turn, method=method: peer.candidate(method, turn),
         )
-        name = f"{method}, {parents} parents"
+        mine, theirs = (statistics.median(side) if side else None for side in times[name])
         rows.append(Row(f"{name}, into the engine", mine, theirs, floor))
         rows.append(Row(f"{name}, the first candidate", first))
         print(
             f"{name}: {mine:.3f} s, {mine / floor:.1f} times the limit (target {TARGET.get(method, 4.0):g}); "
-            f"first {first:.2f} s, then {warm[0]:.2f} s; kept {ours.memo.nbytes / 2**20:.0f} MiB; "
+            f"first {first:.2f} s; kept {ours.memo.nbytes / 2**20:.0f} MiB; "
             + ("" if theirs is None else f"mergekit {theirs:.2f} s, {theirs / mine:.0f} times ours"),
             flush=True,
         )
         if peer is not None and not options.no_command:
-            mine, theirs = _medians(
-                1,
-                lambda turn, method=method: ours.command(method, turn, folder),
-                lambda turn, method=method: peer.command(method, turn, folder),
-            )
+            mine, theirs = ours.command(method, 0, folder), peer.command(method, 0, folder)
+            times[f"{name}, command"] = [mine], [theirs]
             rows.append(Row(f"{name}, the command onto disk", mine, theirs))
             print(f"{name}, command: {mine:.1f} s, mergekit {theirs:.1f} s", flush=True)
     if peer is not None:
@@ -302,11 +304,13 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)  # the threads are ours: each works on a tensor of its own
     rows: list[Row] = []
+    times: dict[str, Any] = {}
     with tempfile.TemporaryDirectory(prefix="evolve-bench-") as home:
         for parents in options.parents:
-            measure(options, parents, Path(home), rows)
+            measure(options, parents, Path(home), rows, times)
     print(table(rows))
-    write(options.json, {"threads": options.threads, "scale": options.scale}, rows)
+    document = {"threads": options.threads, "scale": options.scale, "seconds": times}
+    write(options.json, document, rows)
 
 
 if __name__ == "__main__":

@@ -21,6 +21,10 @@ def test_it_measures_and_cleans_up(tmp_path):
     found = json.loads(figures.read_text())
     rows = {row["figure"]: row["ours"] for row in found["rows"]}
     assert rows["each parent, GB"] > 0.3
-    assert 0.1 < rows["linear: peak of anonymous memory, GB"] < 1.5
-    assert found["limit"]
+    # The model of one layer is a third as large: what grew with the model would show.
+    assert rows["linear: peak of anonymous memory, GB"] > 0.1
+    assert (
+        rows["linear: peak of anonymous memory, GB"]
+        < rows["linear: the same for a model of one layer, GB"] + 0.1
+    )
     assert list(room.iterdir()) == []

@@ -83,6 +83,14 @@ def open_engine(config: ScoreConfig, model: Model, threads: int) -> VllmEngine:
     return engine
 
 
+def memory_share(config: ScoreConfig) -> float:
+    """Return the share of a GPU's memory that vLLM takes for itself; it does not start where less is free."""
+    from vllm.config import CacheConfig
+
+    given = config.engine_args.get("gpu_memory_utilization")
+    return float(CacheConfig().gpu_memory_utilization if given is None else given)
+
+
 class VllmEngine:
     """A vLLM engine in this process. See :class:`evolve.score.engines.base.Engine`."""
 

@@ -124,6 +124,11 @@ class MergeMethod(ABC):
     mergekit: ClassVar[bool] = True
     """Whether mergekit 0.1.5 has the method."""
 
+    @classmethod
+    def mergekit_notes(cls, parameters: Mapping[str, Any]) -> tuple[str, ...]:
+        """Return what a reader of an exported mergekit YAML must know, given its global parameters."""
+        return ()
+
     @staticmethod
     @abstractmethod
     def merge(inputs: Inputs) -> Tensor:

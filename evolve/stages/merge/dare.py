@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from evolve.stages.merge.base import Inputs, MergeMethod
 from evolve.stages.merge.sums import (
@@ -12,11 +12,14 @@ from evolve.stages.merge.sums import (
     add_terms,
     column,
     normalize,
+    other_masks,
     rescale,
     terms,
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from torch import Tensor
 
     from evolve.tensors.fused import Term
@@ -32,6 +35,11 @@ class DareLinear(MergeMethod):
     per_model = (WEIGHT, DENSITY)
     shared = (normalize(False), rescale(True, "Divide what stays by the density."), LAMBDA)
     stored = True
+
+    @classmethod
+    def mergekit_notes(cls, parameters: Mapping[str, Any]) -> tuple[str, ...]:
+        """Say that the masks differ."""
+        return (other_masks(cls.name),)
 
     @staticmethod
     def merge(inputs: Inputs) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from evolve.stages.merge.base import Inputs, MergeMethod, Param
 from evolve.stages.merge.sums import (
@@ -12,12 +12,15 @@ from evolve.stages.merge.sums import (
     add_terms,
     column,
     normalize,
+    other_masks,
     rescale,
     start,
     terms,
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from torch import Tensor
 
     from evolve.tensors.fused import Keep, Term
@@ -47,6 +50,11 @@ class Della(MergeMethod):
     per_model = _PER_MODEL
     shared = (normalize(True), _RESCALE, LAMBDA)
     stored = True
+
+    @classmethod
+    def mergekit_notes(cls, parameters: Mapping[str, Any]) -> tuple[str, ...]:
+        """Say that the masks differ."""
+        return (other_masks(cls.name),)
 
     @staticmethod
     def merge(inputs: Inputs) -> Tensor:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from evolve.stages.merge.base import Inputs, MergeMethod, Param
 from evolve.stages.merge.sums import WEIGHT, column, task_vectors, total
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from torch import Tensor
 
 
@@ -27,6 +29,16 @@ class NuSlerp(MergeMethod):
         Param("nuslerp_row_wise", False, kind="bool", doc="Rows, not columns, where flatten is off."),
         Param("nuslerp_flatten", True, kind="bool", doc="Take a whole tensor as one vector."),
     )
+
+    @classmethod
+    def mergekit_notes(cls, parameters: Mapping[str, Any]) -> tuple[str, ...]:
+        """Say that mergekit turns rows and columns around."""
+        if "nuslerp_flatten" not in parameters:
+            return ()
+        return (
+            "where nuslerp_flatten is false, mergekit 0.1.5 takes columns for nuslerp_row_wise: true and "
+            "rows for false: turn nuslerp_row_wise around there for the scored model",
+        )
 
     @staticmethod
     def merge(inputs: Inputs) -> Tensor:
