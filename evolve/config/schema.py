@@ -117,7 +117,7 @@ class SearchConfig(Block):
     """How recipes are proposed, and when to stop."""
 
     sampler: Annotated[str, _known("sampler", SAMPLERS.names)] = "cmaes"
-    """``cmaes``, ``tpe``, ``random``, ``grid`` or ``greedy_soup``."""
+    """Name of a sampler; `evolve ls samplers` lists them."""
     trials: int = Field(default=100, ge=1)
     """Total number of scored candidates, over all starts; failed ones are replaced and not counted."""
     population: int | None = Field(default=None, ge=2)

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from evolve.errors import CandidateError, UserError
-from evolve.stages.memo import Memo
+from evolve.stages.memo import DEFAULT_BYTES, Memo
 from evolve.types import Failed, FailureKind, Job, Outcome, Scored
 
 if TYPE_CHECKING:
@@ -160,7 +160,7 @@ class Evaluator:
         """Give everything back."""
         self.reset()
         self._parents = {}
-        self._memo = Memo()
+        self._memo.clear()
 
 
 def _placed(parents: dict[str, Model], score: ScoreConfig) -> dict[str, Model]:
@@ -176,7 +176,7 @@ def _placed(parents: dict[str, Model], score: ScoreConfig) -> dict[str, Model]:
         from evolve.score.engines.vllm import memory_share
 
         free = min(free, int((1 - memory_share(score)) * whole))
-    return resident(parents, torch.device("cuda"), free // 2)
+    return resident(parents, torch.device("cuda"), max(0, free // 2 - DEFAULT_BYTES))
 
 
 class _Clock:

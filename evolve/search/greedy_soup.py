@@ -53,7 +53,7 @@ def next_soup(told: Mapping[Members, float | None], count: int) -> Members | Non
 class GreedySoup:
     """Makes the sampler. Implements :class:`evolve.search.base.FiniteFactory`.
 
-    The space has a switch for each model: a weight ``{choices: [0, 1]}``, or ``{choices: [false, true]}``.
+    The space has a switch for each model: a weight ``{choices: [0, 1]}``.
     Before the first model alone the centre of the space is scored, which is the soup of all.
     """
 
@@ -93,11 +93,8 @@ make_sampler = GreedySoup()
 def _switches(genes: Sequence[Gene]) -> list[str]:
     free = [gene for gene in genes if not gene.single]
     for gene in free:
-        if (
-            gene.choices is None
-            or len(gene.choices) != 2
-            or [bool(value) for value in gene.choices] != [0, 1]
-        ):
+        # Not true and false: no weight is one, so they switch something else than a model.
+        if gene.choices != (0, 1) or any(isinstance(value, bool) for value in gene.choices):
             raise UserError(
                 f"search.sampler: greedy_soup decides which models are in, and {gene.name} is no switch: "
                 "give each model the weight {choices: [0, 1]}, and other parameters a fixed value"

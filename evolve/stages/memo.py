@@ -5,6 +5,7 @@ from __future__ import annotations
 import operator
 import threading
 import weakref
+from collections import deque
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
@@ -44,6 +45,7 @@ class Memo:
         self._found: dict[tuple[Any, ...], Any] = {}
         self._watched: dict[int, weakref.ref[Model]] = {}
         self._latest: dict[Hashable, tuple[tuple[Model, ...], Any]] = {}
+        self._dead: deque[int] = deque()
         self._lock = threading.RLock()
         self.nbytes = 0
 
@@ -58,11 +60,13 @@ class Memo:
         """Return the value for ``key`` and ``models``, computed now if it is not kept."""
         full = (*key, *map(id, models))
         with self._lock:
+            self._bury()
             if full in self._found:
                 found: T = self._found[full]
                 return found
         value = compute()
         with self._lock:
+            self._bury()
             if full not in self._found and self.nbytes + value.nbytes <= self._limit:
                 for model in models:
                     self._watch(model)
@@ -93,10 +97,23 @@ class Memo:
         """Forget what belongs to a model when it dies: another could get its id."""
         number = id(model)
         if number not in self._watched:
-            self._watched[number] = weakref.ref(model, lambda _: self._forget(number))
+            # Runs wherever the model dies, perhaps while the lock is held: so it only leaves a note.
+            self._watched[number] = weakref.ref(model, lambda _: self._dead.append(number))
 
-    def _forget(self, number: int) -> None:
-        with self._lock:
+    def _bury(self) -> None:
+        """Forget what belongs to models that have died, before their ids mean others."""
+        while self._dead:
+            number = self._dead.popleft()
             self._watched.pop(number, None)
             for key in [key for key in self._found if number in key]:
                 self.nbytes -= self._found.pop(key).nbytes
+
+    def clear(self) -> None:
+        """Give everything back, also where what is kept refers to this object."""
+        with self._lock:
+            self._found.clear()
+            self._latest.clear()
+            self._watched.clear()
+            self._dead.clear()
+            self.nbytes = 0
+            self.__dict__.pop("buffers", None)

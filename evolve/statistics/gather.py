@@ -60,7 +60,10 @@ def statistics_of(
     if kind == "fisher":
         key["labels"] = labels
     work = _Fisher(model, corpus, labels) if kind == "fisher" else _Gram(model, corpus, max_bytes)
-    return find_or_gather(folder or default_folder(), kind, key, work.draft, work.fill)
+    try:
+        return find_or_gather(folder or default_folder(), kind, key, work.draft, work.fill)
+    finally:
+        work.close()
 
 
 class _Work:
@@ -78,6 +81,14 @@ class _Work:
             self._encode = _encoder(self._model)
             self._network, self._names = open_network(self._model, _device())
         return self._network
+
+    def close(self) -> None:
+        """Drop the network, and give a GPU's memory back: an engine that starts next looks for it."""
+        opened, self._network = self._network is not None, None
+        if opened and _device() == "cuda":
+            import torch
+
+            torch.cuda.empty_cache()
 
     def _check_length(self) -> None:
         longest = next((self._model.config[key] for key in _LONGEST if key in self._model.config), None)

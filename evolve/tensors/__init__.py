@@ -1,6 +1,7 @@
 """Pure tensor maths. Knows nothing of models, configs or recipes.
 
-Every function takes float32 tensors on the CPU, of any shape (0-d, empty and one-wide ones too), and returns
-a new one, or changes its first argument where its name ends with an underscore. The work is done block by
-block in numpy, by single additions and multiplications, so the bits do not depend on the number of threads.
+:mod:`~evolve.tensors.fused` is the pass over stored types, on any device. The modules beside it, for methods
+that it does not cover, take float32 tensors on the CPU unless they say otherwise, of any shape (0-d, empty
+and one-wide too), and return a new one, or change their first argument where the name ends with an
+underscore. The bits of a result do not depend on the number of threads.
 """

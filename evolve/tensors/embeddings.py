@@ -18,8 +18,6 @@ if TYPE_CHECKING:
 
 Rows: TypeAlias = "np.ndarray[tuple[int], np.dtype[np.int64]]"
 
-NO_ROW = -1
-
 # Rows that are widened to float64 at once.
 _ROWS = 1024
 

@@ -119,6 +119,26 @@ def test_what_is_not_finite_comes_through(bad, elect, dtype):
         assert all_finite(result)
 
 
+@pytest.mark.parametrize("word", [0x7FFFFFFF, 0xFFFFFFFF, 0x7F800001, 0x7FC00000, 0x7F800000, 0xFF800000])
+@pytest.mark.parametrize("target", TYPES)
+def test_no_payload_of_a_nan_is_lost(word, target):
+    """A GPU's own NaN has all bits set: rounded up as a number it would become a zero."""
+    values = torch.from_numpy(np.array([word, 0x3F800000], np.uint32).view(np.float32))
+    for elect in (None, "sum", "mean"):
+        result = merge(None, [Term(values, 1.0)], dtype=target, elect=elect)
+        assert not all_finite(result)
+        assert result[1] == 1
+
+
+@pytest.mark.parametrize("word", [0x7FFF, 0xFFFF, 0x7C01, 0x7C00])
+@pytest.mark.parametrize("target", TYPES)
+def test_no_payload_of_a_float16_nan_is_lost(word, target):
+    values = torch.from_numpy(np.array([word, 0x3C00], np.uint16).view(np.float16))
+    result = merge(None, [Term(values, 1.0)], dtype=target)
+    assert not all_finite(result)
+    assert result[1] == 1
+
+
 @pytest.mark.parametrize("dtype", [*TYPES, torch.float64])
 def test_all_finite(dtype):
     values = torch.randn(20_000).to(dtype)

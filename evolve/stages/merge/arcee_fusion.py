@@ -26,7 +26,7 @@ class ArceeFusion(MergeMethod):
     @staticmethod
     def merge(inputs: Inputs) -> Tensor:
         """Return the base, its important weights replaced."""
-        from evolve.tensors.fusion import fuse_important
+        from evolve.tensors.arcee import fuse_important
 
         if inputs.base is None:
             raise CandidateError("invalid_recipe", f"{inputs.name}: arcee_fusion needs a base_model")

@@ -33,7 +33,7 @@ class Fisher(MergeMethod):
     @staticmethod
     def merge(inputs: Inputs) -> Tensor:
         """Return sum of weight * F * model over sum of weight * F."""
-        from evolve.tensors.precision import fisher_average
+        from evolve.tensors.averages import fisher_average
 
         weights = column(inputs, "weight")
         total(inputs, weights)

@@ -26,7 +26,7 @@ class NearSwap(MergeMethod):
     @staticmethod
     def merge(inputs: Inputs) -> Tensor:
         """Return base + task vector, cut off at -t and t."""
-        from evolve.tensors.fusion import approach
+        from evolve.tensors.arcee import approach
 
         if inputs.base is None:
             raise CandidateError("invalid_recipe", f"{inputs.name}: nearswap needs a base_model")

@@ -95,10 +95,11 @@ class Plan:
             return self._copied(name)
         values = self._values[name]
         dtype: torch.dtype = getattr(torch, self._types[name])
+        base, tensors = self._read(name)
         inputs = Inputs(
             name=name,
-            tensors=tuple(self._read(model, name) for model in self._names),
-            base=None if self._base is None else self._read(self._base, name),
+            tensors=tensors,
+            base=base,
             per_model=values.per_model,
             shared=values.shared,
             seeds=tuple(tensor_seed(self._seed, model, name) for model in self._names),
@@ -113,14 +114,17 @@ class Plan:
             raise CandidateError("non_finite", self._blame(inputs))
         return out
 
-    def _read(self, model: str, name: str) -> Tensor:
+    def _read(self, name: str) -> tuple[Tensor | None, tuple[Tensor, ...]]:
+        """Return the base's tensor and those of the models, in one place."""
         import torch
 
-        tensor = self._models[model].unrounded(name)
+        read = [self._models[model].unrounded(name) for model in self._names]
+        read += [] if self._base is None else [self._models[self._base].unrounded(name)]
         # float64 has no fused pass, and merging is done in float32 anyway. What is not fused runs on the CPU.
-        if self._method.stored and tensor.dtype != torch.float64:
-            return tensor
-        return tensor.to("cpu", torch.float32)
+        if not self._method.stored or any(tensor.dtype == torch.float64 for tensor in read):
+            read = [tensor.to("cpu", torch.float32) for tensor in read]
+        count = len(self._names)
+        return (None if self._base is None else read[count]), tuple(read[:count])
 
     def _remember(self, tensor: str) -> Callable[[str, int | None, Callable[[], Any]], Any]:
         def remember(kind: str, index: int | None, compute: Callable[[], Any]) -> Any:

@@ -51,7 +51,7 @@ class RamPlusTensorLocal(MergeMethod):
     @staticmethod
     def merge(inputs: Inputs) -> Tensor:
         """Return base + average of what is changed by several, + scaled what is changed by one."""
-        from evolve.tensors.overlap import count_moved
+        from evolve.tensors.ram import count_moved
 
         deltas = task_vectors(inputs)
         shared = inputs.shared
@@ -65,7 +65,7 @@ class RamPlusTensorLocal(MergeMethod):
 
 def _merge(inputs: Inputs, deltas: list[Tensor], factors: list[float]) -> Tensor:
     from evolve.tensors.interpolate import weighted_sum
-    from evolve.tensors.overlap import merge_moved
+    from evolve.tensors.ram import merge_moved
 
     merged = merge_moved(deltas, inputs.shared["epsilon"], factors)
     return weighted_sum([merged], [1.0], start=inputs.base)

@@ -39,7 +39,7 @@ class RegMean(MergeMethod):
     @staticmethod
     def merge(inputs: Inputs) -> Tensor:
         """Return (sum of weight * G)^-1 * sum of weight * G * model, or the mean where there is no G."""
-        from evolve.tensors.precision import regression_average
+        from evolve.tensors.averages import regression_average
 
         weights = column(inputs, "weight")
         total(inputs, weights)

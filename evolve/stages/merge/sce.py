@@ -41,7 +41,7 @@ class Sce(MergeMethod):
 
         from evolve.tensors.fused import Term, merge
         from evolve.tensors.interpolate import weighted_sum
-        from evolve.tensors.select import energy, erase_minority_, keep_varied_
+        from evolve.tensors.sce import energy, erase_minority_, keep_varied_
 
         deltas = task_vectors(inputs)
         keep_varied_(deltas, inputs.shared["select_topk"])

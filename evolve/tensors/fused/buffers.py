@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import weakref
+from collections import deque
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -22,32 +23,40 @@ class Buffers:
         """Keep at most ``limit`` bytes that nobody uses."""
         self._limit = limit
         self._free: dict[int, list[Bytes]] = {}
+        self._returned: deque[Bytes] = deque()
         self._lock = threading.Lock()
-        self.nbytes = 0
+        self._nbytes = 0
 
     def empty(self, shape: torch.Size | tuple[int, ...], dtype: torch.dtype) -> Tensor:
         """Return a contiguous CPU tensor."""
         size = dtype.itemsize * torch.Size(shape).numel()
         if size == 0:
             return torch.empty(shape, dtype=dtype)
-        memory = self._take(size)
+        with self._lock:
+            self._sort()
+            found = self._free.get(size)
+            memory = found.pop() if found else None
+            self._nbytes -= 0 if memory is None else size
         if memory is None:
             memory = np.empty(size, np.uint8)
         # The tensor and all its views keep this array alive, and nothing else does.
         array = memory.view()
-        weakref.finalize(array, self._give, memory).atexit = False
+        # Runs wherever the array dies, perhaps inside a collection that the lock's own holder set off: so it
+        # takes no lock.
+        weakref.finalize(array, self._returned.append, memory).atexit = False
         return torch.from_numpy(array).view(dtype).view(shape)
 
-    def _take(self, size: int) -> Bytes | None:
+    @property
+    def nbytes(self) -> int:
+        """Bytes that are kept and that nobody uses."""
         with self._lock:
-            found = self._free.get(size)
-            if not found:
-                return None
-            self.nbytes -= size
-            return found.pop()
+            self._sort()
+            return self._nbytes
 
-    def _give(self, memory: Bytes) -> None:
-        with self._lock:
-            if self.nbytes + memory.size <= self._limit:
+    def _sort(self) -> None:
+        """Keep what came back, as far as there is room."""
+        while self._returned:
+            memory = self._returned.popleft()
+            if self._nbytes + memory.size <= self._limit:
                 self._free.setdefault(memory.size, []).append(memory)
-                self.nbytes += memory.size
+                self._nbytes += memory.size

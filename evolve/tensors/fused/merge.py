@@ -9,7 +9,7 @@ import torch
 
 from evolve.tensors.fused.buffers import Buffers
 from evolve.tensors.fused.eager import merge_eagerly
-from evolve.tensors.fused.terms import Chance, Everything, Magnitude, RankedChance
+from evolve.tensors.fused.terms import Chance, Magnitude, RankedChance
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -92,7 +92,7 @@ def _merge_compiled(
         np.array([array.ctypes.data for array in arrays], np.int64),
         np.array([term.weight for term in terms], np.float32),
         np.array([term.scale for term in terms], np.float32),
-        np.array([_MODES[type(term.keep)] for term in terms], np.int64),
+        np.array([_mode(term.keep) for term in terms], np.int64),
         np.array([getattr(term.keep, "threshold", 0) for term in terms], np.int64),
         np.array([getattr(term.keep, "ties", 0) for term in terms], np.int64),
         np.array([getattr(term.keep, "seed", 0) for term in terms], np.uint64),
@@ -106,7 +106,11 @@ def _merge_compiled(
     )
 
 
-_MODES = {Everything: 0, Magnitude: 1, Chance: 2, RankedChance: 3}
+def _mode(keep: Keep) -> int:
+    from evolve.tensors.fused import kernel
+
+    modes = {Magnitude: kernel.MAGNITUDE, Chance: kernel.CHANCE, RankedChance: kernel.RANKED}
+    return modes.get(type(keep), kernel.EVERYTHING)
 
 
 def _ranks(keep: Keep) -> Any:

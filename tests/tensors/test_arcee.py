@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from evolve.tensors.fusion import approach, fuse_important, row_divergence
+from evolve.tensors.arcee import approach, fuse_important, row_divergence
 
 rows = st.lists(st.floats(-60, 60, width=32), min_size=2, max_size=6)
 

@@ -8,8 +8,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from evolve.tensors.averages import fisher_average, regression_average
 from evolve.tensors.blocks import BLOCK
-from evolve.tensors.precision import fisher_average, regression_average
 from tests.stages.merge import reference_beyond as ref
 
 
