@@ -151,10 +151,10 @@ def _export(
 
 def built_recipe(model: Path) -> str:
     """Return the hash of the recipe that a folder was exported from, or "" for any other folder."""
-    from evolve.export.card import RECIPE_FILE
+    from evolve.weights.files import RECIPE
 
     try:
-        first = (model / RECIPE_FILE).read_text(encoding="utf-8").partition("\n")[0]
+        first = (model / RECIPE).read_text(encoding="utf-8").partition("\n")[0]
     except OSError:
         return ""
     words = first.replace(",", " ").split()

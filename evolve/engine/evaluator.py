@@ -115,7 +115,7 @@ class Evaluator:
     def _build(self, job: Job, clock: _Clock) -> Model:
         """Return the candidate; the time that the engine waits for its tensors counts as ``build``."""
         from evolve.stages.pipeline import build
-        from evolve.weights.ahead import ahead
+        from evolve.weights.prefetch import prefetched
 
         with clock.phase("build"):
             model = build(
@@ -125,7 +125,7 @@ class Evaluator:
                 folder=Path(self._spec.folder),
                 memo=self._memo,
             )
-            model = ahead(model, self._spec.threads)
+            model = prefetched(model, self._spec.threads)
 
         def timed(name: str) -> Tensor:
             with clock.phase("build"):

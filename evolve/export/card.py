@@ -11,15 +11,13 @@ import yaml
 from evolve import __version__
 from evolve.export.licence import UNKNOWN, licence_of
 from evolve.export.recipe import source_of
+from evolve.weights.files import RECIPE
 from evolve.weights.location import places
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from evolve.types import Parent, Recipe
-
-RECIPE_FILE = "evolve_recipe.yaml"
-"""Name of the recipe inside a model folder."""
 
 
 def card(
@@ -59,8 +57,8 @@ def card(
     parts.append(f"Seeds: {_seeds(recipe)}.\n")
     parts.append(
         "## Recipe\n\n"
-        f"`{RECIPE_FILE}` in this folder is the recipe; with the models at hand this command builds the same "
-        f"tensors again:\n\n```sh\nevolve build {RECIPE_FILE} OUT\n```\n\n"
+        f"`{RECIPE}` in this folder is the recipe; with the models at hand this command builds the same "
+        f"tensors again:\n\n```sh\nevolve build {RECIPE} OUT\n```\n\n"
         f"```yaml\n{recipe_text.rstrip()}\n```\n"
     )
     return "\n".join(parts)

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from evolve.errors import CandidateError, UserError
-from evolve.export.card import RECIPE_FILE, card
+from evolve.export.card import card
 from evolve.export.recipe import recipe_yaml
+from evolve.weights.files import CARD, RECIPE
 from evolve.weights.location import parts
 
 if TYPE_CHECKING:
@@ -84,7 +85,7 @@ def export_model(
         write_model(
             replace(model, tensor=counted),
             target.out,
-            extra={"README.md": readme, RECIPE_FILE: text},
+            extra={CARD: readme, RECIPE: text},
             shard_bytes=target.shard_bytes,
             replace=target.replace,
         )

@@ -96,7 +96,7 @@ def _shapes(one: Model, other: Model, tokens: str) -> list[str]:
     if missing := [name for name in one.specs if name not in other.specs and name not in skipped]:
         found.append(f"lacks {_some(missing)}; copy or convert the model again, or {_SIBLINGS}")
     if extra := [name for name in other.specs if name not in one.specs and name not in skipped]:
-        found.append(f"has {_some(extra)} besides; {_SIBLINGS}, and merge adapters into their base first")
+        found.append(f"has {_some(extra)} besides; {_SIBLINGS}, and write an adapter as base+adapter")
     unlike = [
         f"{name} {list(other.specs[name].shape)} instead of {list(spec.shape)}"
         for name, spec in one.specs.items()

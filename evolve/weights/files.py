@@ -17,6 +17,9 @@ CONFIG = "config.json"
 ADAPTER_CONFIG = "adapter_config.json"
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+CARD = "README.md"
+RECIPE = "evolve_recipe.yaml"
+"""The recipe inside a model folder that was built."""
 
 # Tokenizer, chat template and generation settings. Never code, weights or model cards.
 SIDE_PATTERNS = (
@@ -71,6 +74,13 @@ def side_files(folder: Path) -> list[Path]:
     """Return the tokenizer and other side files of ``folder``, sorted by relative name."""
     found = {path for pattern in SIDE_PATTERNS for path in folder.glob(pattern) if path.is_file()}
     return sorted(found, key=lambda path: path.relative_to(folder).as_posix())
+
+
+def unknown_entries(folder: Path) -> list[str]:
+    """Return the names in a model's folder that are no part of a model as evolve writes it, sorted."""
+    known = {path.relative_to(folder).parts[0] for path in side_files(folder)}
+    known |= {CONFIG, INDEX, CARD, RECIPE} | {path.name for path in folder.glob("*.safetensors")}
+    return sorted({path.name for path in folder.iterdir()} - known)
 
 
 def contents(files: Files) -> dict[str, Path | bytes]:

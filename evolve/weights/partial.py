@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import errno
 import fcntl
 import os
 import re
@@ -15,7 +17,10 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 _SUFFIX = ".partial"
+_REPLACED = ".replaced"
 _LEFTOVER = re.compile(r"\..+\.[a-z0-9_]{8}\.partial")
+_PUT_AWAY = re.compile(r"\.(.+)\.[a-z0-9_]{8}\.replaced")
+_AT_FDCWD, _RENAME_EXCHANGE = -100, 2
 
 
 @contextlib.contextmanager
@@ -47,22 +52,43 @@ def move_in(folder: Path, out: Path, *, replace: bool = False) -> None:
     Args:
         folder: What :func:`partial_folder` gave.
         out: Absent, or an empty folder.
-        replace: Put the old folder away first and remove it at the end. A process that is killed between
-            the two renames leaves no ``out``, and the old folder under a hidden name that the next writer
-            removes.
+        replace: Put it in the place of the folder ``out``, which is removed. Where the system can exchange
+            two names, ``out`` is a complete folder at any instant. Elsewhere a process that is killed between
+            two renames leaves the old one under a hidden name, and the next writer gives it its name back.
     """
     if not replace:
         folder.rename(out)
-        sync_folder(out.parent)
-        return
-    with partial_folder(out) as old:
+    elif not _exchange(folder, out):
+        _replace_by_two(folder, out)
+    sync_folder(out.parent)
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Exchange the names of two folders at once; return False where the system cannot.
+
+    What :func:`partial_folder` removes at its end is then the old folder.
+    """
+    rename = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    if rename is None:
+        return False
+    if rename(_AT_FDCWD, os.fsencode(one), _AT_FDCWD, os.fsencode(other), _RENAME_EXCHANGE) == 0:
+        return True
+    code = ctypes.get_errno()
+    if code in {errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP}:
+        return False
+    raise OSError(code, os.strerror(code), str(other))
+
+
+def _replace_by_two(folder: Path, out: Path) -> None:
+    with _locked(out.parent):
+        old = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=_REPLACED, dir=out.parent))
         out.rename(old)
         try:
             folder.rename(out)
         except BaseException:
             old.rename(out)
             raise
-        sync_folder(out.parent)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -100,7 +126,13 @@ def _locked(folder: Path) -> Iterator[None]:
 
 
 def _remove_stale(parent: Path) -> None:
-    for folder in parent.iterdir():
+    for folder in list(parent.iterdir()):
+        if away := _PUT_AWAY.fullmatch(folder.name):
+            # A writer was killed while it replaced this one: before the new one had the name, or after.
+            place = parent / away.group(1)
+            with contextlib.suppress(OSError):
+                shutil.rmtree(folder) if place.exists() else folder.rename(place)
+            continue
         if not _LEFTOVER.fullmatch(folder.name):
             continue
         with contextlib.suppress(OSError):

@@ -12,6 +12,9 @@ from collections import defaultdict
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from evolve.errors import ModelError
+from evolve.weights.files import CONFIG
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
@@ -33,18 +36,31 @@ class Skeleton:
 
     @classmethod
     def of(cls, config: Mapping[str, Any]) -> Skeleton | None:
-        """Build from the content of config.json; None where transformers has no causal model for it."""
+        """Build from the content of config.json; None where transformers has no causal model for it.
+
+        Raises:
+            ModelError: transformers refuses a value.
+        """
         import torch
         from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
         model_type = config.get("model_type")
         if model_type not in CONFIG_MAPPING:
             return None
-        parsed = CONFIG_MAPPING[model_type].from_dict(dict(config))
-        if type(parsed) not in AutoModelForCausalLM._model_mapping:
-            return None
-        with torch.device("meta"):
-            return cls(AutoModelForCausalLM.from_config(parsed))
+        try:
+            # A copy to its depth: transformers adds to what is nested in it.
+            parsed = CONFIG_MAPPING[model_type].from_dict(copy.deepcopy(dict(config)))
+            if type(parsed) not in AutoModelForCausalLM._model_mapping:
+                return None
+            with torch.device("meta"):
+                return cls(AutoModelForCausalLM.from_config(parsed))
+        # Its checks are of many kinds: whatever they raise, the config is not one.
+        except Exception as error:
+            found = " ".join(str(error).split())[:300]
+            raise ModelError(
+                f"{CONFIG}: transformers cannot build a {model_type!r} of it "
+                f"({type(error).__name__}: {found}): correct the value, or copy the original file again"
+            ) from error
 
     @property
     def name(self) -> str:
@@ -130,15 +146,6 @@ class Skeleton:
             return type(self._model.get_submodule(module)).__name__
         except AttributeError:
             return ""
-
-    def is_embedding(self, module: str) -> bool:
-        """Whether a module looks tokens up."""
-        import torch
-
-        try:
-            return isinstance(self._model.get_submodule(module), torch.nn.Embedding)
-        except AttributeError:
-            return False
 
     def ends(self) -> tuple[str, str]:
         """Return the memory names of the embedding's and of the head's weight, "" where there is none."""

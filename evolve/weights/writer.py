@@ -7,15 +7,15 @@ import errno
 import json
 import os
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from evolve.errors import CandidateError, UserError
-from evolve.weights.ahead import ahead
-from evolve.weights.files import CONFIG, INDEX, WEIGHTS, contents
+from evolve.weights.files import CONFIG, INDEX, WEIGHTS, contents, unknown_entries
 from evolve.weights.header import itemsize, make_header, nbytes
-from evolve.weights.partial import move_in, partial_folder, sync_folder, write_text
+from evolve.weights.partial import move_in, partial_folder, sync_tree, write_text
+from evolve.weights.prefetch import prefetched
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -81,11 +81,11 @@ def write_model(
         out.parent.mkdir(parents=True, exist_ok=True)
         _require_space(model, out.parent)
         with partial_folder(out) as folder:
-            _write_weights(ahead(model, _THREADS), folder, shard_bytes)
+            _write_weights(model, folder, shard_bytes)
             _write_side_files(model, folder, extra)
             # Last, so that a folder without it is not finished.
             write_text(folder / CONFIG, json.dumps(_config(model), indent=2, sort_keys=True) + "\n")
-            sync_folder(folder)
+            sync_tree(folder)
             move_in(folder, out, replace=taken)
     except OSError as error:
         raise UserError(f"cannot write {out}: {error.strerror or error}{_mend(error)}") from error
@@ -107,6 +107,11 @@ def require_free(out: Path, *, replace: bool = False) -> bool:
         raise UserError(
             f"{out} is no model's folder, so it is not replaced: choose another, or delete it first"
         )
+    if others := unknown_entries(out):
+        raise UserError(
+            f"{out} holds more than a model ({', '.join(others[:3])}), so it is not replaced: choose another "
+            "folder, or move these away first"
+        )
     return True
 
 
@@ -124,7 +129,13 @@ def _require_space(model: Model, parent: Path) -> None:
 
 
 def _write_weights(model: Model, folder: Path, shard_bytes: int) -> None:
-    shards = _split(model.specs, shard_bytes)
+    # Wide types first keeps every tensor aligned, also behind one with an odd number of bytes.
+    shards = [
+        dict(sorted(shard.items(), key=lambda item: -itemsize(item[1].dtype)))
+        for shard in _split(model.specs, shard_bytes)
+    ]
+    in_order = {name: spec for shard in shards for name, spec in shard.items()}
+    model = prefetched(replace(model, specs=in_order), _THREADS)
     if len(shards) == 1:
         _write_shard(model, folder / WEIGHTS, shards[0])
         return
@@ -151,12 +162,10 @@ def _split(specs: Mapping[str, TensorSpec], shard_bytes: int) -> list[dict[str, 
 
 
 def _write_shard(model: Model, path: Path, specs: Mapping[str, TensorSpec]) -> None:
-    # Wide types first keeps every tensor aligned, also behind one with an odd number of bytes.
-    ordered = dict(sorted(specs.items(), key=lambda item: -itemsize(item[1].dtype)))
     with path.open("wb", buffering=0) as file:
-        _write_all(file.fileno(), memoryview(make_header(ordered)))
+        _write_all(file.fileno(), memoryview(make_header(specs)))
         pending = 0
-        for name, spec in ordered.items():
+        for name, spec in specs.items():
             _write_all(file.fileno(), _bytes_of(name, model.tensor(name), spec))
             pending += nbytes(spec)
             if pending >= _SETTLE:

@@ -134,11 +134,11 @@ class Ours:
     def candidate(self, method: str, turn: int) -> float:
         """Merge into the engine's tensors; return the seconds."""
         from evolve.stages.pipeline import build
-        from evolve.weights.ahead import ahead
+        from evolve.weights.prefetch import prefetched
 
         began = time.perf_counter()
         model: Model = build(recipe(method, self.folders, turn), self.parents, memo=self.memo)
-        for name, tensor in ahead(model, self.threads).tensors():
+        for name, tensor in prefetched(model, self.threads).tensors():
             self.engine[name].copy_(tensor)
         return time.perf_counter() - began
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 
 import pytest
 
+from evolve.errors import ModelError
 from evolve.weights.model import TensorSpec
 from evolve.weights.reader import open_model
 from evolve.weights.skeleton import unexplained
@@ -63,3 +65,21 @@ def test_fused_experts_are_no_false_alarm(tmp_path):
     )
     MixtralForCausalLM(config).save_pretrained(tmp_path)
     assert unexplained(open_model(tmp_path)) == []
+
+
+def test_the_config_is_left_as_it_is(tmp_path):
+    """Transformers fills in what is nested in a config; the written config.json must not change by it."""
+    model = open_model(make_model(tmp_path))
+    config = {**model.config, "rope_parameters": {"rope_type": "linear", "factor": 2.0}}
+    before = copy.deepcopy(config)
+    unexplained(replace(model, config=config))
+    assert config == before
+
+
+@pytest.mark.parametrize(
+    "change", [{"hidden_size": "wide"}, {"num_attention_heads": 0}, {"hidden_act": "none"}]
+)
+def test_a_config_that_transformers_refuses_is_named(change, tmp_path):
+    model = open_model(make_model(tmp_path))
+    with pytest.raises(ModelError, match=r"config.json: transformers cannot build .*correct the value"):
+        unexplained(replace(model, config={**model.config, **change}))

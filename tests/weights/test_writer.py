@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import tracemalloc
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -181,3 +182,17 @@ def test_a_few_tensors_in_memory_at_a_time(tmp_path):
     assert len(alive) == count
     assert peak < 4 * 512 * 512 * 4
     assert load_file(tmp_path / "out/model.safetensors")["w7"].unique().tolist() == [7.0]
+
+
+def test_mixed_types_are_computed_once_each(tmp_path):
+    """The writer reads wide types first; what is computed ahead must follow that order."""
+    kinds = ["bfloat16", "bfloat16", "float32", "bfloat16", "float32"] * 6
+    specs = {f"w{number}": TensorSpec((64, 64), kind) for number, kind in enumerate(kinds)}
+    computed = Counter()
+
+    def tensor(name):
+        computed[name] += 1
+        return torch.zeros(64, 64, dtype=getattr(torch, specs[name].dtype))
+
+    write_model(synthetic(specs, tensor, tmp_path), tmp_path / "out", shard_bytes=60_000)
+    assert computed == dict.fromkeys(specs, 1)

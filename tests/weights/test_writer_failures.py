@@ -19,6 +19,7 @@ import pytest
 import torch
 
 from evolve.errors import CandidateError, ModelError, UserError
+from evolve.weights import partial
 from evolve.weights.reader import open_model
 from evolve.weights.writer import write_model
 from tests.tiny import make_model
@@ -172,14 +173,15 @@ def test_leftovers_of_other_targets_are_removed_too(llama, tmp_path):
 
 def test_a_model_is_replaced_when_the_new_one_is_finished(llama, tmp_path):
     out = tmp_path / "out"
-    write_model(open_model(llama), out, extra={"OLD.md": "old"})
+    write_model(open_model(llama), out)
+    (out / "vocab.txt").write_text("of the old model")
     other = open_model(make_model(tmp_path / "other", seed=5))
     with pytest.raises(CandidateError):
         write_model(failing(other, 5, CandidateError("build", "x")), out, replace=True)
-    assert (out / "OLD.md").exists()
+    assert (out / "vocab.txt").exists()
     assert torch.equal(logits(out), logits(llama))
     write_model(other, out, replace=True)
-    assert not (out / "OLD.md").exists()
+    assert not (out / "vocab.txt").exists()
     assert torch.equal(logits(out), logits(tmp_path / "other"))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["other", "out"]
 
@@ -199,6 +201,39 @@ def test_only_a_model_is_replaced(llama, tmp_path):
     assert (out / "thesis.tex").exists()
 
 
+def test_a_folder_with_more_than_a_model_is_not_replaced(llama, tmp_path):
+    out = tmp_path / "out"
+    write_model(open_model(llama), out, extra={"README.md": "card", "evolve_recipe.yaml": "recipe"})
+    for name in ("checkpoint-500", "notes.org"):
+        (out / name).mkdir()
+    with pytest.raises(UserError, match=r"more than a model \(checkpoint-500, notes.org\)"):
+        write_model(open_model(llama), out, replace=True)
+    assert (out / "notes.org").exists()
+
+
+@pytest.fixture
+def without_exchange(monkeypatch):
+    monkeypatch.setattr(partial, "_exchange", lambda one, other: False)
+
+
+@pytest.mark.usefixtures("without_exchange")
+def test_without_an_exchange_the_next_write_gives_the_old_one_its_name_back(llama, tmp_path):
+    """A kill between the two renames, where the system cannot exchange names."""
+    out = tmp_path / "out"
+    write_model(open_model(llama), out)
+    out.rename(tmp_path / ".out.a1b2c3d4.replaced")
+    write_model(open_model(llama), tmp_path / "elsewhere")
+    assert torch.equal(logits(out), logits(llama))
+    other = open_model(make_model(tmp_path / "other", seed=5))
+    write_model(other, out, replace=True)
+    assert torch.equal(logits(out), logits(tmp_path / "other"))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["elsewhere", "other", "out"]
+    shutil.copytree(llama, tmp_path / ".out.a1b2c3d4.replaced")
+    write_model(other, tmp_path / "third")
+    assert not (tmp_path / ".out.a1b2c3d4.replaced").exists(), "its place is taken"
+
+
+@pytest.mark.usefixtures("without_exchange")
 def test_a_replacement_that_fails_at_the_last_step_puts_the_old_one_back(llama, tmp_path, monkeypatch):
     out = tmp_path / "out"
     write_model(open_model(llama), out)
@@ -296,6 +331,7 @@ def test_killed_at_random_instants(replacing, llama, tmp_path):
         time.sleep(draw.uniform(0, 0.4))
         writer.send_signal(signal.SIGKILL)
         writer.wait()
+        assert out.exists() or not replacing, "a replacement leaves one of the two at any instant"
         if out.exists():
             found = logits(out)
             new = torch.equal(found, whole["new"])

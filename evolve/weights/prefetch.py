@@ -13,20 +13,20 @@ if TYPE_CHECKING:
     from evolve.weights.model import Model
 
 
-def ahead(model: Model, threads: int) -> Model:
+def prefetched(model: Model, threads: int) -> Model:
     """Return the same model, whose next tensors are computed by threads while one is used.
 
-    Each time a tensor is asked for, those that follow it in ``specs`` are begun, one for each thread: so much
-    more memory it takes. Whoever reads in another order gets the same tensors, only later.
+    Each time a tensor is asked for, those that follow it in ``specs`` are begun, one for each thread: so many
+    more results are held. Whoever reads in another order gets the same tensors, only later.
 
     Args:
         model: Its ``tensor`` must be safe to call from threads.
         threads: One leaves the model as it is.
     """
-    return model if threads <= 1 else replace(model, tensor=_Ahead(model, threads))
+    return model if threads <= 1 else replace(model, tensor=_Prefetch(model, threads))
 
 
-class _Ahead:
+class _Prefetch:
     def __init__(self, model: Model, threads: int) -> None:
         self._model = model
         self._names = list(model.specs)
