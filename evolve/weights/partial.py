@@ -6,6 +6,7 @@ import contextlib
 import ctypes
 import errno
 import fcntl
+import logging
 import os
 import re
 import shutil
@@ -13,8 +14,12 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from evolve.weights.files import CONFIG
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+logger = logging.getLogger(__name__)
 
 _SUFFIX = ".partial"
 _REPLACED = ".replaced"
@@ -27,7 +32,8 @@ _AT_FDCWD, _RENAME_EXCHANGE = -100, 2
 def partial_folder(out: Path) -> Iterator[Path]:
     """Yield a locked hidden folder beside ``out``; remove it unless it was renamed.
 
-    What killed writers left in the same folder, for whatever target, is removed first.
+    What killed writers left in the same folder, for whatever target, is removed first; a model that one had
+    put away to replace it gets its name back, so ``out`` may be there although it was not.
     """
     # A lock on the parent, so that nobody takes the new folder for a stale one before it is locked itself.
     with _locked(out.parent):
@@ -42,7 +48,7 @@ def partial_folder(out: Path) -> Iterator[Path]:
         folder.chmod(0o777 & ~umask)
         yield folder
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        _remove(folder)
         os.close(descriptor)
 
 
@@ -51,7 +57,7 @@ def move_in(folder: Path, out: Path, *, replace: bool = False) -> None:
 
     Args:
         folder: What :func:`partial_folder` gave.
-        out: Absent, or an empty folder.
+        out: Absent, or an empty folder, unless ``replace``.
         replace: Put it in the place of the folder ``out``, which is removed. Where the system can exchange
             two names, ``out`` is a complete folder at any instant. Elsewhere a process that is killed between
             two renames leaves the old one under a hidden name, and the next writer gives it its name back.
@@ -80,15 +86,18 @@ def _exchange(one: Path, other: Path) -> bool:
 
 
 def _replace_by_two(folder: Path, out: Path) -> None:
+    old = folder.with_suffix(_REPLACED)
+    # The lock to the end: without it another writer takes the old folder for one that a killed writer left.
     with _locked(out.parent):
-        old = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=_REPLACED, dir=out.parent))
-        out.rename(old)
         try:
+            out.rename(old)
             folder.rename(out)
         except BaseException:
-            old.rename(out)
+            if old.exists() and not out.exists():
+                old.rename(out)
             raise
-    shutil.rmtree(old, ignore_errors=True)
+        sync_folder(out.parent)
+        _remove(old)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -127,18 +136,29 @@ def _locked(folder: Path) -> Iterator[None]:
 
 def _remove_stale(parent: Path) -> None:
     for folder in list(parent.iterdir()):
-        if away := _PUT_AWAY.fullmatch(folder.name):
-            # A writer was killed while it replaced this one: before the new one had the name, or after.
-            place = parent / away.group(1)
-            with contextlib.suppress(OSError):
-                shutil.rmtree(folder) if place.exists() else folder.rename(place)
-            continue
-        if not _LEFTOVER.fullmatch(folder.name):
-            continue
         with contextlib.suppress(OSError):
-            descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                shutil.rmtree(folder)
-            finally:
-                os.close(descriptor)
+            if away := _PUT_AWAY.fullmatch(folder.name):
+                _put_back(folder, parent / away.group(1))
+            elif _LEFTOVER.fullmatch(folder.name):
+                descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+                try:
+                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    _remove(folder)
+                finally:
+                    os.close(descriptor)
+
+
+def _put_back(old: Path, out: Path) -> None:
+    """Give a folder its name back, unless the new one has it, or the old one was being removed."""
+    if not out.exists() and (old / CONFIG).is_file():
+        old.rename(out)
+        logger.warning("%s is there again: the writer that was to replace it was killed", out)
+    else:
+        _remove(old)
+
+
+def _remove(folder: Path) -> None:
+    # First, so that what is left by a kill does not look complete.
+    with contextlib.suppress(OSError):
+        (folder / CONFIG).unlink()
+    shutil.rmtree(folder, ignore_errors=True)

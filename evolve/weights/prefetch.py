@@ -17,7 +17,8 @@ def prefetched(model: Model, threads: int) -> Model:
     """Return the same model, whose next tensors are computed by threads while one is used.
 
     Each time a tensor is asked for, those that follow it in ``specs`` are begun, one for each thread: so many
-    more results are held. Whoever reads in another order gets the same tensors, only later.
+    results are held besides those that the reader keeps. Whoever reads in another order gets the same
+    tensors, but later: most of what was begun is thrown away and computed again.
 
     Args:
         model: Its ``tensor`` must be safe to call from threads.

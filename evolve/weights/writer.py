@@ -6,13 +6,14 @@ import ctypes
 import errno
 import json
 import os
+import re
 import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from evolve.errors import CandidateError, UserError
-from evolve.weights.files import CONFIG, INDEX, WEIGHTS, contents, unknown_entries
+from evolve.weights.files import CONFIG, INDEX, WEIGHTS, contents, side_files, unknown_entries
 from evolve.weights.header import itemsize, make_header, nbytes
 from evolve.weights.partial import move_in, partial_folder, sync_tree, write_text
 from evolve.weights.prefetch import prefetched
@@ -31,6 +32,7 @@ _SETTLE = 64 << 20
 # Linux writes at most 2 GiB at once.
 _CHUNK = 1 << 30
 _THREADS = min(2, os.cpu_count() or 1)
+_WRITTEN = re.compile(r"model(-\d{5,}-of-\d{5,})?\.safetensors")
 
 
 SHARD_BYTES = 5_000_000_000
@@ -54,11 +56,13 @@ def write_model(
     shard_bytes: int = SHARD_BYTES,
     replace: bool = False,
 ) -> None:
-    """Write ``model`` into the new folder ``out``, one tensor in memory at a time.
+    """Write ``model`` into the new folder ``out``, with few tensors in memory at a time.
+
+    These are the one that is written, and those that follow it, one for each of at most two threads.
 
     Everything goes into a hidden folder beside ``out``, which is renamed at the end. When writing fails
-    nothing stays; when the process is killed a hidden ``.NAME.*.partial`` without a config.json stays, and
-    the next write into the same parent folder removes it.
+    nothing stays; when the process is killed a hidden ``.NAME.*.partial`` stays, and the next write into the
+    same parent folder removes it.
 
     Args:
         model: The model. Side files (tokenizer, chat template, ...) are copied from ``model.files``.
@@ -68,6 +72,7 @@ def write_model(
         replace: Whether ``out`` may be a model's folder, whose place the new one takes when it is finished.
 
     Raises:
+        ValueError: A name in ``extra`` cannot be used.
         UserError: The target is taken, or the disk is full or refuses.
         CandidateError: The model's tensors are not what its specs say, or cannot be computed.
     """
@@ -77,16 +82,19 @@ def write_model(
         if Path(name).name != name or name == CONFIG or name.endswith((".safetensors", INDEX)):
             raise ValueError(f"extra file {name!r} must be a plain name, and neither weights nor config")
     try:
-        taken = require_free(out, replace=replace)
+        require_free(out, replace=replace)
         out.parent.mkdir(parents=True, exist_ok=True)
         _require_space(model, out.parent)
         with partial_folder(out) as folder:
+            # A model that a killed writer had put away is back now.
+            require_free(out, replace=replace)
             _write_weights(model, folder, shard_bytes)
             _write_side_files(model, folder, extra)
             # Last, so that a folder without it is not finished.
             write_text(folder / CONFIG, json.dumps(_config(model), indent=2, sort_keys=True) + "\n")
             sync_tree(folder)
-            move_in(folder, out, replace=taken)
+            # Writing takes long: what came into the old folder meanwhile must not go with it.
+            move_in(folder, out, replace=require_free(out, replace=replace))
     except OSError as error:
         raise UserError(f"cannot write {out}: {error.strerror or error}{_mend(error)}") from error
 
@@ -107,12 +115,21 @@ def require_free(out: Path, *, replace: bool = False) -> bool:
         raise UserError(
             f"{out} is no model's folder, so it is not replaced: choose another, or delete it first"
         )
-    if others := unknown_entries(out):
+    if others := _others(out):
         raise UserError(
             f"{out} holds more than a model ({', '.join(others[:3])}), so it is not replaced: choose another "
             "folder, or move these away first"
         )
     return True
+
+
+def _others(out: Path) -> list[str]:
+    """Return what a model's folder holds that is never written here, sorted."""
+    known = set(side_files(out))
+    inside = [path for folder in {path.parent for path in known} - {out} for path in folder.iterdir()]
+    others = [path for path in inside if path not in known]
+    others += [path for path in out.glob("*.safetensors") if not _WRITTEN.fullmatch(path.name)]
+    return sorted({*unknown_entries(out), *(path.relative_to(out).as_posix() for path in others)})
 
 
 def _require_space(model: Model, parent: Path) -> None:

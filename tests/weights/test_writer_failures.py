@@ -34,7 +34,7 @@ def logits(folder):
 
 
 def leftovers(parent):
-    return sorted(path.name for path in parent.iterdir() if path.name.endswith(".partial"))
+    return sorted(path.name for path in parent.iterdir() if path.suffix in {".partial", ".replaced"})
 
 
 def failing(model, after, error):
@@ -300,21 +300,30 @@ def test_a_disk_that_is_full(llama, tmp_path):
 SLOWLY = """
 import sys, time
 from dataclasses import replace
+from pathlib import Path
+from evolve.weights import partial
 from evolve.weights.reader import open_model
 from evolve.weights.writer import write_model
 model = open_model(sys.argv[1])
 import torch
+rename = Path.rename
+def slow_rename(self, target):
+    rename(self, target)
+    time.sleep(0.1)
+Path.rename = slow_rename
+if sys.argv[3] == "renames":
+    partial._exchange = lambda one, other: False
 def tensor(name):
     time.sleep(0.02)
     return model.tensor(name)
 print("here", flush=True)
-write_model(replace(model, tensor=tensor), sys.argv[2], shard_bytes=60_000, replace="replace" in sys.argv)
+write_model(replace(model, tensor=tensor), sys.argv[2], shard_bytes=60_000, replace=sys.argv[3] != "new")
 """
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("replacing", [False, True])
-def test_killed_at_random_instants(replacing, llama, tmp_path):
+@pytest.mark.parametrize("way", ["new", "exchange", "renames"])
+def test_killed_at_random_instants(way, llama, tmp_path):
     """Whatever has the target's name is complete, and the next write clears what all the killed ones left."""
     old = make_model(tmp_path / "old", seed=5)
     whole = {"new": logits(llama), "old": logits(old)}
@@ -323,23 +332,24 @@ def test_killed_at_random_instants(replacing, llama, tmp_path):
     draw = random.Random(1)
     for _ in range(20):
         shutil.rmtree(out, ignore_errors=True)
-        if replacing:
+        if way != "new":
             shutil.copytree(old, out)
-        command = [sys.executable, "-c", SLOWLY, str(llama), str(out), *(["replace"] if replacing else [])]
+        command = [sys.executable, "-c", SLOWLY, str(llama), str(out), way]
         writer = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
         writer.stdout.readline()
-        time.sleep(draw.uniform(0, 0.4))
+        time.sleep(draw.uniform(0, 0.6))
         writer.send_signal(signal.SIGKILL)
         writer.wait()
-        assert out.exists() or not replacing, "a replacement leaves one of the two at any instant"
+        left += len(leftovers(tmp_path))
+        if way == "renames":
+            with partial.partial_folder(tmp_path / "another"):
+                pass  # what the next write begins with
+        assert out.exists() or way == "new", "a replacement leaves one of the two"
         if out.exists():
             found = logits(out)
             new = torch.equal(found, whole["new"])
             finished += new
-            assert new or (replacing and torch.equal(found, whole["old"]))
-        left += len(leftovers(tmp_path))
-        for name in leftovers(tmp_path):
-            assert not (tmp_path / name / "config.json").exists() or replacing
+            assert new or (way != "new" and torch.equal(found, whole["old"]))
     assert left > 0
     assert finished < 20
     write_model(open_model(llama), out, replace=True)

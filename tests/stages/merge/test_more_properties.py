@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from evolve.errors import CandidateError
 from evolve.stages.memo import Memo
 from evolve.stages.merge import MergeStage
-from evolve.tensors import blocks, fusion, magnitude, rows
+from evolve.tensors import arcee, blocks, interpolate, magnitude, median, ram, rows
 from evolve.tensors.blocks import BLOCK
 from tests.stages.merge import reference_more as more
 from tests.stages.merge.memory import NAMES, block, random_model
@@ -118,7 +118,7 @@ def test_same_result_for_any_size_of_blocks(name: str, monkeypatch: pytest.Monke
     if "density" in given["per_model"]:
         given["per_model"]["density"] = [0.4] * len(given["models"])
     whole = call(**given)
-    for module in (blocks, rows, magnitude, fusion):
+    for module in (arcee, blocks, interpolate, magnitude, median, ram, rows):
         monkeypatch.setattr(module, "BLOCK", 1000)
     small = call(**given)
     if name in ("nuslerp", "multislerp", "karcher", "model_stock", "slerp", "sce"):
