@@ -2,7 +2,7 @@
 
     scripts/oracle/mergekit_env.sh
     python scripts/oracle/mergekit_parity.py --mergekit .venv-mergekit
-        [--methods linear ties] [--architectures llama gpt2] [--json FILE]
+        [--methods linear ties] [--architectures llama gpt2] [--seed 0] [--json FILE]
 
 Both merge the same float32 models by the same configs. A difference is max |ours - theirs| / max |theirs| of
 a tensor; the largest of all tensors and cases is printed, from mergekit's arithmetic in float32 and in
@@ -31,7 +31,7 @@ sys.path.insert(0, str(ROOT))
 from parity_cases import cases  # noqa: E402
 from parity_defects import LEFT_OUT, TURNED, Defect, Place, defects  # noqa: E402
 from parity_models import parts  # noqa: E402
-from parity_report import Compared, Findings, Judged, differences, verdicts  # noqa: E402
+from parity_report import Compared, Findings, Judged, differences, legend, verdicts  # noqa: E402
 from parity_run import Bench, Mergekit, MergekitError, distance, largest  # noqa: E402
 
 from evolve.errors import CandidateError  # noqa: E402
@@ -51,12 +51,16 @@ def foreign(bench: Bench) -> str:
     try:
         theirs = bench.theirs(recipe, "float32")
     except MergekitError as error:
-        return f"mergekit fails: {error}".replace(str(bench.folder), "").splitlines()[0]
+        return f"mergekit fails: {error}".splitlines()[0].partition(" in model ")[0]
     others = [name for name in theirs if name not in ours]
     lacking = [name for name in ours if name not in theirs]
     if not others and not lacking:
         return ""
-    return f"mergekit merges {len(others)} other tensors {others[:1]}, and not {len(lacking)} {lacking[:1]}"
+    return f"mergekit has {_some(others)}, not {_some(lacking)}"
+
+
+def _some(names: list[str]) -> str:
+    return f"{len(names)} tensors like {names[0]}" if names else "none"
 
 
 def compare(bench: Bench, case: Case) -> Compared:
@@ -103,14 +107,13 @@ def _farthest(merged: Tensors, right: dict[str, Any]) -> float:
     )
 
 
-def look(architecture: str, methods: list[str], folder: Path, mergekit: Mergekit, findings: Findings) -> None:
+def look(bench: Bench, methods: list[str], findings: Findings) -> None:
     """Add what there is to find of one architecture."""
-    bench = Bench(architecture, folder, mergekit)
     note = foreign(bench)
     if note:
-        findings.notes[architecture] = note
+        findings.notes[bench.architecture] = note
         bench.names = list(bench.models["base"].specs)
-    for case in cases(*parts(architecture)):
+    for case in cases(*parts(bench.architecture)):
         if case.method in methods:
             findings.compared.append(compare(bench, case))
     for defect in defects():
@@ -122,12 +125,7 @@ def show(findings: Findings) -> None:
     """Print everything."""
     print("Largest relative difference, in units of 1e-7 (the limit is 10)\n")
     print(differences(findings))
-    for architecture, note in findings.notes.items():
-        print(f"\n* {architecture}: {note}. Compared after telling mergekit the names of the tensors.")
-    rounded = [one for one in findings.compared if one.rounded]
-    for method in sorted({one.method for one in rounded}):
-        worst = max(one.float32 for one in rounded if one.method == method)
-        print(f"\n{method}: in float32 mergekit is {worst:.1e} off; the table has its float64.")
+    print("", *legend(findings), sep="\n")
     if findings.judged:
         print("\nWhere mergekit is wrong: largest distance from a formula in float64\n")
         print(verdicts(findings))
@@ -143,6 +141,7 @@ def main() -> int:
     parser.add_argument(
         "--architectures", nargs="+", choices=list(ARCHITECTURES), default=list(ARCHITECTURES)
     )
+    parser.add_argument("--seed", type=int, default=0, help="of the models and of what is drawn")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     from transformers.utils import logging
@@ -155,7 +154,8 @@ def main() -> int:
         with Mergekit(arguments.mergekit, folder / "mergekit.log") as mergekit:
             for architecture in arguments.architectures:
                 print(architecture, file=sys.stderr, flush=True)
-                look(architecture, arguments.methods, folder / architecture, mergekit, findings)
+                bench = Bench(architecture, folder / architecture, mergekit, arguments.seed)
+                look(bench, arguments.methods, findings)
     show(findings)
     if arguments.json:
         arguments.json.write_text(json.dumps(findings.as_json(), indent=1) + "\n")

@@ -75,6 +75,14 @@ WRONG = {
 }
 """What is wrong, by letter."""
 
+MENDED = {
+    "a": "the table has its float64",
+    "c": "the division by the probability is injected",
+    "g": "it is asked for the opposite",
+    "l": "this tensor is left to the formula",
+}
+"""What is done about it where the two are compared with each other."""
+
 # Arithmetic in float32 alone; in float64 mergekit is right.
 ONLY_FLOAT32 = {"arcee_fusion": "a"}
 # Tensors that mergekit cannot merge at all.

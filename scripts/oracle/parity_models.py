@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 
     from evolve.weights.model import Model
 
-SEED = 5
 # Size of the change that all share, and of the own one.
 SIZES = {
     "one": (0.02, 0.02),
@@ -53,18 +52,20 @@ def _noise(name: str, kind: str, like: torch.Tensor) -> torch.Tensor:
     return torch.randn(like.shape, generator=generator)
 
 
-def make_models(folder: Path, architecture: str) -> dict[str, Path]:
+def make_models(folder: Path, architecture: str, seed: int) -> dict[str, Path]:
     """Write the base and its fine-tunes, all float32, and return their folders."""
-    paths = {"base": make(folder / "base", architecture, tokenizer=False)}
+    paths = {"base": make(folder / "base", architecture, seed=seed, tokenizer=False)}
     base = load_file(paths["base"] / "model.safetensors")
     for model, (shared, own) in SIZES.items():
         paths[model] = folder / model
         shutil.copytree(paths["base"], paths[model])
         tensors = {}
         for name, tensor in base.items():
-            change = shared * _noise(name, "shared", tensor) + own * _noise(name, model, tensor)
+            change = shared * _noise(name, f"{seed}:shared", tensor) + own * _noise(
+                name, f"{seed}:{model}", tensor
+            )
             if model == "three":
-                change *= _noise(name, "places", tensor) > 0
+                change *= _noise(name, f"{seed}:places", tensor) > 0
             if model in FROZEN and _is_embedding(name):
                 change *= 0
             tensors[name] = tensor + change
@@ -76,12 +77,14 @@ def _is_embedding(name: str) -> bool:
     return any(part in name for part in ("embed_tokens", "embed_in", "wte", "embeddings"))
 
 
-def write_words(target: Path, models: dict[str, Model], paths: dict[str, Path]) -> dict[str, torch.Tensor]:
+def write_words(
+    target: Path, models: dict[str, Model], paths: dict[str, Path], seed: int
+) -> dict[str, torch.Tensor]:
     """Write the numbers by which our DARE and DELLA decide what stays, for mergekit to take them."""
     drawn = {}
     for name, model in models.items():
         for tensor, spec in model.specs.items():
-            numbers = words(tensor_seed(SEED, name, tensor), 0, spec.numel).astype("int64")
+            numbers = words(tensor_seed(seed, name, tensor), 0, spec.numel).astype("int64")
             drawn[f"{paths[name]}|{tensor}"] = torch.from_numpy(numbers).reshape(spec.shape)
     save_file(drawn, target)
     return drawn

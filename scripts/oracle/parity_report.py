@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from parity_defects import ONLY_FLOAT32, WRONG
+from parity_defects import MENDED, ONLY_FLOAT32, WRONG
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -137,6 +137,19 @@ def _cell(found: Sequence[Compared]) -> str:
     worst = max(one.shown for one in found)
     marks = "".join(sorted({mark for one in found for mark in one.marks}))
     return f"{worst * 1e7:.1f}{' ' if marks else ''}{marks}"
+
+
+def legend(findings: Findings) -> list[str]:
+    """Return what the marks of the table mean."""
+    lines = [
+        f"\\* {architecture}: {note}; so mergekit is told the names of the tensors"
+        for architecture, note in findings.notes.items()
+    ]
+    for mark in sorted({mark for one in findings.compared for mark in one.marks}):
+        line = f"{mark}: {WRONG[mark]}; {MENDED[mark]}"
+        rounded = [one.float32 for one in findings.compared if one.rounded and mark in one.marks]
+        lines.append(f"{line} (in float32 up to {max(rounded):.1e} apart)" if rounded else line)
+    return lines
 
 
 def verdicts(findings: Findings) -> str:

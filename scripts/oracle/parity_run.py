@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from parity_models import SEED, make_models, write_words
+from parity_models import make_models, write_words
 from safetensors.torch import load_file
 
 from evolve.errors import CandidateError
@@ -84,19 +84,21 @@ class Bench:
         architecture: Its name.
         folder: For what is written.
         mergekit: The peer.
+        seed: Of the models, and of what DARE and DELLA draw.
         names: The tensors that mergekit is told to merge; None for those that it knows of.
     """
 
     architecture: str
     folder: Path
     mergekit: Mergekit
+    seed: int = 0
     names: list[str] | None = None
 
     def __post_init__(self) -> None:
-        self.paths = make_models(self.folder, self.architecture)
+        self.paths = make_models(self.folder, self.architecture, self.seed)
         self.models: dict[str, Model] = {name: open_model(path) for name, path in self.paths.items()}
         self._words_file = self.folder / "words.safetensors"
-        self._words = write_words(self._words_file, self.models, self.paths)
+        self._words = write_words(self._words_file, self.models, self.paths, self.seed)
 
     @cached_property
     def tensors(self) -> dict[str, dict[str, Any]]:
@@ -121,7 +123,7 @@ class Bench:
         problems = [*block.problems(), *MergeStage.check(block, self.models)]
         if problems:
             raise CandidateError("invalid_recipe", str(problems))
-        return dict(MergeStage.run(block, self.models, seed=SEED).tensors())
+        return dict(MergeStage.run(block, self.models, seed=self.seed).tensors())
 
     def theirs(
         self, recipe: Mapping[str, Any], dtype: str, *, inject: str = "", names: list[str] | None = None

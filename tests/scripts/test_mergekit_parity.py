@@ -78,7 +78,7 @@ def test_the_script_on_two_architectures(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     lines = done.stdout.splitlines()
     assert "| method | cases | gpt2 | gpt_neox* | largest |" in lines
-    assert [line for line in lines if line.startswith("* gpt_neox: mergekit fails: ")]
+    assert [line for line in lines if line.startswith("\\* gpt_neox: mergekit fails: ")]
     for method in methods:
         assert [line for line in lines if line.startswith(f"| `{method}` |")], method
     assert lines[-1] == "0 undisclosed differences"
