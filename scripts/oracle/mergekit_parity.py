@@ -144,6 +144,8 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0, help="of the models and of what is drawn")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
+    if not (arguments.mergekit / "bin" / "python").exists():
+        parser.error(f"no environment in {arguments.mergekit}: scripts/oracle/mergekit_env.sh makes one")
     from transformers.utils import logging
 
     logging.disable_progress_bar()

@@ -1,8 +1,9 @@
 """The models that mergekit_parity.py merges: of one architecture a base and fine-tunes of it, all random.
 
-``one``, ``two`` and ``three`` share a part of their changes, as fine-tunes do. ``three`` leaves half of the
-weights as they are, and all of the embedding. ``against`` goes the other way. ``near`` and ``nearer`` are
-hardly changed, and their embeddings not at all.
+``one``, ``two`` and ``three`` share most of their changes, so that nowhere they oppose each other. ``three``
+leaves half of the weights as they are, and all of the embedding. ``against`` goes the other way. ``near`` and
+``nearer`` are hardly changed, and their embeddings not at all. No two changes of a tensor have the same size:
+which of equal ones stays in a trimming is chance in mergekit.
 """
 
 from __future__ import annotations
@@ -25,9 +26,9 @@ if TYPE_CHECKING:
 
 # Size of the change that all share, and of the own one.
 SIZES = {
-    "one": (0.02, 0.02),
-    "two": (0.02, 0.01),
-    "three": (0.01, 0.02),
+    "one": (0.02, 0.01),
+    "two": (0.02, 0.015),
+    "three": (0.015, 0.01),
     "against": (-0.02, 0.01),
     "near": (0.0, 5e-5),
     "nearer": (0.0, 1e-5),
@@ -68,9 +69,20 @@ def make_models(folder: Path, architecture: str, seed: int) -> dict[str, Path]:
                 change *= _noise(name, f"{seed}:places", tensor) > 0
             if model in FROZEN and _is_embedding(name):
                 change *= 0
-            tensors[name] = tensor + change
+            tensors[name] = _distinct(tensor + change, tensor)
         save_file(tensors, paths[model] / "model.safetensors", metadata={"format": "pt"})
     return paths
+
+
+def _distinct(changed: torch.Tensor, base: torch.Tensor) -> torch.Tensor:
+    """Move weights up by one step of float32 until no two of them have changed by the same amount."""
+    flat, start = changed.flatten(), base.flatten().double()
+    while True:
+        sizes, order = (flat.double() - start).abs().sort(stable=True)
+        same = order[1:][(sizes[1:] == sizes[:-1]) & (sizes[1:] > 0)]
+        if not len(same):
+            return flat.reshape(base.shape)
+        flat[same] = torch.nextafter(flat[same], torch.tensor(torch.inf))
 
 
 def _is_embedding(name: str) -> bool:
