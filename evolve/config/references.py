@@ -68,7 +68,12 @@ def spelled(block: Any, path: Path = ()) -> tuple[Any, list[Complaint]]:
     copy: dict[Any, Any] = {}
     found: list[Complaint] = []
     for key, value in block.items():
-        if key in KEYS and isinstance(value, dict):
+        if key == "tokens" and isinstance(value, dict):
+            # Its keys are texts, whatever they say.
+            entries = {token: spelled(entry, (*path, key, token)) for token, entry in value.items()}
+            copy[key] = {token: entry for token, (entry, _) in entries.items()}
+            wrong = [one for _, more in entries.values() for one in more]
+        elif key in KEYS and isinstance(value, dict):
             copy[key], wrong = _as_text(value, (*path, key))
         else:
             copy[key], wrong = spelled(value, (*path, key))

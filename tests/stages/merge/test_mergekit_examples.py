@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 
 import pytest
 import torch
-from evolve.tensors.sparsify import drop_
 
 from evolve.config.load import Loaded, load
 from evolve.errors import ConfigError
@@ -18,6 +17,7 @@ from evolve.stages.merge.plan import tensor_seed
 from evolve.stages.pipeline import build, check
 from evolve.weights.reader import open_model
 from tests.stages.merge import mergekit
+from tests.tensors.rules import drop
 from tests.tiny import make_model
 
 if TYPE_CHECKING:
@@ -93,7 +93,7 @@ def write_masks(target: Path, block: MergeBlock, models: dict[str, Model], paths
         shape = models[place.part.entries[0].model].specs[place.source(place.part.entries[0])].shape
         for entry in place.part.others:
             density = float(entry.parameters["density"])
-            kept = drop_(torch.ones(shape), density, tensor_seed(0, entry.model, name), rescale=False)
+            kept = drop(torch.ones(shape), density, tensor_seed(0, entry.model, name), rescale=False)
             masks[f"{paths[entry.model]}|{name}"] = kept > 0
     save_file(masks, target)
     return str(target)

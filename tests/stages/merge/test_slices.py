@@ -145,7 +145,7 @@ def test_every_tensor_of_any_slices(recipe: dict[str, Any]) -> None:
         for piece in recipe["slices"]
     )
     assert model.config["num_hidden_layers"] == counted
-    headers = MergeStage.headers(block, MODELS)
+    headers = MergeStage.outline(block, MODELS)
     assert headers.specs == model.specs and headers.config == model.config
 
 
@@ -323,7 +323,7 @@ def test_nothing_is_read_until_it_is_asked_for_and_headers_refuse() -> None:
     }
     block = MergeBlock.model_validate(one_source(("a", 0, 2), ("b", 3, 5)))
     model = MergeStage.run(block, spies, seed=0)
-    headers = MergeStage.headers(block, spies)
+    headers = MergeStage.outline(block, spies)
     assert read == []
     model.tensor("model.layers.3.mlp.up_proj.weight")
     assert read == ["model.layers.4.mlp.up_proj.weight"]
