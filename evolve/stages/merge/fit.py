@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from evolve.errors import some
 from evolve.stages.merge.layers import (
     COUNTS,
     LayerTensor,
@@ -16,7 +17,7 @@ from evolve.stages.merge.layers import (
 from evolve.stages.merge.layout import by_layer
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Iterator, Mapping
 
     from evolve.stages.merge.block import MergeBlock
     from evolve.stages.merge.parts import Entry, Part
@@ -46,9 +47,9 @@ def differing_tensors(models: Mapping[str, Model]) -> list[str]:
         missing = reference.specs.keys() - model.specs.keys()
         extra = model.specs.keys() - reference.specs.keys()
         if missing:
-            found.append(f"{name} lacks {some(missing)}, which {first} has")
+            found.append(f"{name} lacks {some(sorted(missing))}, which {first} has")
         if extra:
-            found.append(f"{name} has {some(extra)}, which {first} lacks")
+            found.append(f"{name} has {some(sorted(extra))}, which {first} lacks")
         for tensor in reference.specs.keys() & model.specs.keys():
             shapes = reference.specs[tensor].shape, model.specs[tensor].shape
             if shapes[0] != shapes[1]:
@@ -86,8 +87,8 @@ def _unfit(name: str, model: Model, key: Path) -> Iterator[tuple[Path, str]]:
     elif beyond := _unlisted(model):
         yield (
             key,
-            f"{name} has {some(beyond)} beyond the {layer_count(model)} layers that its config.json states; "
-            "no layer_range can list them, and nothing is dropped silently",
+            f"{name} has {some(sorted(beyond))} beyond the {layer_count(model)} layers that its config.json "
+            "states; no layer_range can list them, and nothing is dropped silently",
         )
 
 
@@ -134,15 +135,8 @@ def _difference(
 ) -> str:
     pair = [f"layer {(one.first or 0) + offset} of {one.model}" for one in (entry, lead)]
     if missing := ours.keys() - theirs.keys():
-        return f"{pair[0]} lacks {some(missing)}, which {pair[1]} has"
+        return f"{pair[0]} lacks {some(sorted(missing))}, which {pair[1]} has"
     if extra := theirs.keys() - ours.keys():
-        return f"{pair[0]} has {some(extra)}, which {pair[1]} lacks"
+        return f"{pair[0]} has {some(sorted(extra))}, which {pair[1]} lacks"
     name = next(name for name, shape in ours.items() if theirs[name] != shape)
     return f"{name} is {list(theirs[name])} in {pair[0]} and {list(ours[name])} in {pair[1]}"
-
-
-def some(names: Iterable[str]) -> str:
-    """Return the first few of some names, for a message."""
-    listed = sorted(names)
-    more = f" and {len(listed) - 3} more" if len(listed) > 3 else ""
-    return ", ".join(listed[:3]) + more

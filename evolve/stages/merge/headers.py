@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
+from evolve.errors import some
 from evolve.registry import MERGE_METHODS, did_you_mean
-from evolve.stages.merge.fit import some
 from evolve.stages.merge.layers import component_names
 from evolve.stages.merge.stacked import stacked_config
 from evolve.stages.merge.values import always, catches_all, filters
@@ -185,4 +185,4 @@ def _uncovered(
     ]
     if not left:
         return []
-    return [(path, f"no {name} for {some(left)}; end the list with a value without a filter")]
+    return [(path, f"no {name} for {some(sorted(left))}; end the list with a value without a filter")]
