@@ -1,0 +1,54 @@
+"""Texts are turned into tokens once per tokenizer, not once per candidate."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Hashable
+
+    # Any class of lm-eval with a tokenizer.
+    from lm_eval.api.model import TemplateLM as Base
+else:
+    Base = object
+
+
+class Memo:
+    """What one tokenizer made of texts, by text and options."""
+
+    def __init__(self) -> None:
+        self._found: dict[Hashable, Any] = {}
+
+    def get(self, key: Hashable, make: Callable[[], Any]) -> Any:
+        """Return what was made under ``key``, and make it the first time."""
+        if key not in self._found:
+            self._found[key] = make()
+        return self._found[key]
+
+
+class RemembersTokens(Base):
+    """In front of an lm-eval model: ``tok_encode`` and the split of context and continuation look up first.
+
+    The engine may set ``memo`` to one that outlives the model, as long as the tokenizer stays the same.
+    """
+
+    memo: Memo
+
+    def tok_encode(self, string: Any, *args: Any, **more: Any) -> Any:
+        """Return the tokens of one text, or of a list of them."""
+        texts = string if isinstance(string, str) else tuple(string)
+        key = ("text", self._special(), texts, args, tuple(sorted(more.items())))
+        return self._memo().get(key, lambda: super(RemembersTokens, self).tok_encode(string, *args, **more))
+
+    def _encode_pair(self, context: str, continuation: str) -> Any:
+        key = ("pair", self._special(), context, continuation)
+        return self._memo().get(key, lambda: super(RemembersTokens, self)._encode_pair(context, continuation))
+
+    def _special(self) -> Hashable:
+        """Whether a first token is added depends on the model, too."""
+        return getattr(self, "add_bos_token", None)
+
+    def _memo(self) -> Memo:
+        if "memo" not in vars(self):
+            self.memo = Memo()
+        return self.memo
