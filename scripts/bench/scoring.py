@@ -12,7 +12,6 @@ ready. *Bare* is what the engine cannot do without: the same batches through the
 from __future__ import annotations
 
 import argparse
-import copy
 import json
 import os
 import random
@@ -117,8 +116,9 @@ def plain_lm(engine: Any, backend: str, batch_size: int) -> Any:
         )
     from evolve.score.engines.vllm_lm import import_lm_eval_vllm
 
-    plain = copy.copy(engine.lm)
-    plain.__class__ = import_lm_eval_vllm().VLLM
+    kind = import_lm_eval_vllm().VLLM
+    plain = kind.__new__(kind)
+    vars(plain).update(vars(engine.lm))  # the engine that runs already
     plain.batch_size = 10**9  # everything at once as with "auto", which also draws a progress bar
     return plain
 

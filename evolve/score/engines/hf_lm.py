@@ -17,7 +17,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from evolve.score.engines.prefixes import Asked, Row, batches_of, rows_of
-from evolve.score.engines.tokens import RemembersTokens
+from evolve.score.engines.tokens import RemembersTokens, rolling_windows
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -146,22 +146,7 @@ class SharesPrefixes(RemembersTokens):
 
     def loglikelihood_rolling(self, requests: Any, disable_tqdm: bool = True) -> list[float]:
         """Sum over the windows of each text, all windows in one list, so that batches are of like length."""
-        from lm_eval import utils
-
-        windows: list[Any] = []
-        counts = []
-        for request in requests:
-            cut = utils.get_rolling_token_windows(
-                token_list=self.tok_encode(request.args[0]),
-                prefix_token=self.prefix_token_id,
-                max_seq_len=self.max_length,
-                context_len=1,
-            )
-            found = [(None, *utils.make_disjoint_window(window)) for window in cut]
-            windows += found
-            counts.append(len(found))
-        answers = iter(self._loglikelihood_tokens(windows))
-        return [sum(next(answers)[0] for _ in range(count)) for count in counts]
+        return rolling_windows(self, requests, self.max_length)
 
     def generate_until(self, requests: Any, disable_tqdm: bool = True) -> Any:
         """Answer as lm-eval does, seeded, without a progress bar."""

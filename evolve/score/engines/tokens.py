@@ -26,6 +26,26 @@ class Memo:
         return self._found[key]
 
 
+def rolling_windows(lm: Any, requests: Any, longest: int) -> list[float]:
+    """Return the log-likelihood of each text as lm-eval cuts it, the windows of all texts in one list."""
+    from lm_eval import utils
+
+    windows: list[Any] = []
+    counts = []
+    for request in requests:
+        cut = utils.get_rolling_token_windows(
+            token_list=lm.tok_encode(request.args[0]),
+            prefix_token=lm.prefix_token_id,
+            max_seq_len=longest,
+            context_len=1,
+        )
+        found = [(None, *utils.make_disjoint_window(window)) for window in cut]
+        windows += found
+        counts.append(len(found))
+    answers = iter(lm._loglikelihood_tokens(windows))
+    return [sum(next(answers)[0] for _ in range(count)) for count in counts]
+
+
 class RemembersTokens(Base):
     """In front of an lm-eval model: ``tok_encode`` and the split of context and continuation look up first.
 

@@ -27,6 +27,8 @@ from evolve.score.engines.fit import (
     side_key,
     write_side_files,
 )
+from evolve.score.engines.tokens import Memo
+from evolve.score.engines.vllm_rows import only_asked
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -104,6 +106,7 @@ class VllmEngine:
         self._loaded = False
         self._home = tempfile.TemporaryDirectory(prefix="evolve-engine-", ignore_cleanup_errors=True)
         self._starts = 0
+        self._memos: dict[str, Memo] = {}
 
     @property
     def lm(self) -> Any:
@@ -208,6 +211,9 @@ class VllmEngine:
                 raise as_candidate_error(error, "engine") from error
             raise
         lm.call_seed = self._config.seed
+        lm.memo = self._memos.setdefault(side_key(side_files(model)), Memo())
+        if "tensor_parallel_size" not in self._config.engine_args:
+            lm.model.collective_rpc(only_asked)
         self._running = lm
         logger.info("vLLM started on %s in %s", self._device, dtype)
 
