@@ -75,6 +75,7 @@ class HfEngine:
         self._names: dict[str, str] = {}
         self._loaded = False
         self._memos: dict[str, Memo] = {}
+        self._model: Model | None = None
 
     @property
     def lm(self) -> Any:
@@ -82,6 +83,13 @@ class HfEngine:
         if self._lm is None or not self._loaded:
             raise CandidateError("engine", "the engine holds no model: the last load failed")
         return self._lm
+
+    @property
+    def model(self) -> Model:
+        """The model that is loaded now."""
+        if self._model is None or not self._loaded:
+            raise CandidateError("engine", "the engine holds no model: the last load failed")
+        return self._model
 
     def load(self, model: Model) -> None:
         """Overwrite the parameters, or build the model again where the architecture changed."""
@@ -99,7 +107,7 @@ class HfEngine:
                 self._build(model, files, identity)
                 self._names = names
             self._copy(model)
-        self._loaded = True
+        self._loaded, self._model = True, model
 
     def close(self) -> None:
         """Drop the model."""

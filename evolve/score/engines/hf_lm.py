@@ -17,7 +17,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from evolve.score.engines.prefixes import Asked, Row, batches_of, rows_of
-from evolve.score.engines.tokens import RemembersTokens, rolling_windows
+from evolve.score.engines.tokens import RemembersTokens
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -146,7 +146,8 @@ class SharesPrefixes(RemembersTokens):
 
     def loglikelihood_rolling(self, requests: Any, disable_tqdm: bool = True) -> list[float]:
         """Sum over the windows of each text, all windows in one list, so that batches are of like length."""
-        return rolling_windows(self, requests, self.max_length)
+        tokens = [self.tok_encode(request.args[0]) for request in requests]
+        return self._windows(tokens, self.max_length)
 
     def generate_until(self, requests: Any, disable_tqdm: bool = True) -> Any:
         """Answer as lm-eval does, seeded, without a progress bar."""
@@ -155,6 +156,21 @@ class SharesPrefixes(RemembersTokens):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.call_seed)
             return super().generate_until(requests, disable_tqdm=True)
+
+    def write_tokens(self, tokens: Sequence[int], count: int) -> None:
+        """Write exactly ``count`` tokens after a prompt, the most likely ones."""
+        import torch
+
+        prompt = torch.tensor([list(tokens)], device=self.device)
+        with torch.no_grad():
+            self.model.generate(
+                prompt,
+                attention_mask=torch.ones_like(prompt),
+                min_new_tokens=count,
+                max_new_tokens=count,
+                do_sample=False,
+                pad_token_id=0,
+            )
 
     def tok_batch_encode(self, strings: Any, *args: Any, **more: Any) -> Any:
         """Return the padded batch, as a copy: the model may write into it."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Hashable
+    from collections.abc import Callable, Hashable, Iterable, Sequence
 
     # Any class of lm-eval with a tokenizer.
     from lm_eval.api.model import TemplateLM as Base
@@ -26,15 +26,15 @@ class Memo:
         return self._found[key]
 
 
-def rolling_windows(lm: Any, requests: Any, longest: int) -> list[float]:
-    """Return the log-likelihood of each text as lm-eval cuts it, the windows of all texts in one list."""
+def rolling_windows(lm: Any, texts: Iterable[list[int]], longest: int) -> list[float]:
+    """Return the log-likelihood of tokens as lm-eval cuts them, the windows of all texts in one list."""
     from lm_eval import utils
 
     windows: list[Any] = []
     counts = []
-    for request in requests:
+    for tokens in texts:
         cut = utils.get_rolling_token_windows(
-            token_list=lm.tok_encode(request.args[0]),
+            token_list=tokens,
             prefix_token=lm.prefix_token_id,
             max_seq_len=longest,
             context_len=1,
@@ -63,6 +63,18 @@ class RemembersTokens(Base):
     def _encode_pair(self, context: str, continuation: str) -> Any:
         key = ("pair", self._special(), context, continuation)
         return self._memo().get(key, lambda: super(RemembersTokens, self)._encode_pair(context, continuation))
+
+    def text_likelihoods(self, texts: Sequence[str]) -> list[float]:
+        """Return the natural log-likelihood of each whole text after the model's first token.
+
+        Special tokens that the tokenizer would put in front are no part of a text.
+        """
+        tokens = [self.tok_encode(text, add_special_tokens=False) for text in texts]
+        # vLLM needs room for one token more than transformers, which then cuts in the same places.
+        return self._windows(tokens, self.max_length - 2)
+
+    def _windows(self, tokens: Iterable[list[int]], longest: int) -> list[float]:
+        return rolling_windows(self, tokens, longest)
 
     def _special(self) -> Hashable:
         """Whether a first token is added depends on the model, too."""

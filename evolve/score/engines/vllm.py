@@ -107,6 +107,7 @@ class VllmEngine:
         self._home = tempfile.TemporaryDirectory(prefix="evolve-engine-", ignore_cleanup_errors=True)
         self._starts = 0
         self._memos: dict[str, Memo] = {}
+        self._model: Model | None = None
 
     @property
     def lm(self) -> Any:
@@ -114,6 +115,13 @@ class VllmEngine:
         if self._running is None or not self._loaded:
             raise CandidateError("engine", "the engine holds no model: the last load failed")
         return self._running
+
+    @property
+    def model(self) -> Model:
+        """The model that is loaded now."""
+        if self._model is None or not self._loaded:
+            raise CandidateError("engine", "the engine holds no model: the last load failed")
+        return self._model
 
     def load(self, model: Model) -> None:
         """Replace the weights, or start again where the engine cannot take them."""
@@ -133,7 +141,7 @@ class VllmEngine:
                 self._start_with_dummies(model, files, identity)
                 self._names = names
             self._swap(model, names)
-        self._loaded = True
+        self._loaded, self._model = True, model
 
     def close(self) -> None:
         """Stop the engine and give its memory back."""

@@ -18,11 +18,11 @@ from functools import cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from evolve.score.engines.choose import vllm_version
-from evolve.score.engines.tokens import RemembersTokens, rolling_windows
+from evolve.score.engines.tokens import RemembersTokens
 from evolve.score.engines.vllm_rows import ASKED_FROM
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
 
 def import_lm_eval_vllm() -> Any:
@@ -125,12 +125,24 @@ class SharesPrefixes(RemembersTokens):
 
     def loglikelihood_rolling(self, requests: Any, disable_tqdm: bool = True) -> list[float]:
         """Sum over the windows of each text."""
+        tokens = [self.tok_encode(request.args[0]) for request in requests]
+        return self._windows(tokens, self.max_length - 2)
+
+    def _windows(self, tokens: Iterable[list[int]], longest: int) -> list[float]:
         # Every token counts here, so nothing can come out of the cache.
         self._shares_prefixes = False
         try:
-            return rolling_windows(self, requests, self.max_length - 2)
+            return super()._windows(tokens, longest)
         finally:
             self._shares_prefixes = True
+
+    def write_tokens(self, tokens: Sequence[int], count: int) -> None:
+        """Write exactly ``count`` tokens after a prompt, the most likely ones."""
+        from vllm import SamplingParams, TokensPrompt
+
+        self.model.reset_prefix_cache()
+        rules = SamplingParams(temperature=0, max_tokens=count, ignore_eos=True, detokenize=False)
+        self._run([TokensPrompt(prompt_token_ids=list(tokens))], rules)
 
     def generate_until(self, requests: Any, disable_tqdm: bool = True) -> Any:
         """Answer as lm-eval does, seeded, without a progress bar."""
