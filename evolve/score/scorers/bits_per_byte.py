@@ -15,7 +15,6 @@ from pydantic import Field
 
 from evolve.errors import CandidateError
 from evolve.score.items import distinct, ranked
-from evolve.score.metrics import item_values, standard_error
 from evolve.score.scorers.base import ScorerBlock, ScorerProblem
 from evolve.types import TaskScore
 
@@ -87,6 +86,8 @@ class BitsPerByte:
     def score(self, engine: Engine, split: Split) -> TaskScore:
         """Return bits per byte over all chunks of a split; items are chunks."""
         from lm_eval.api.metrics import bits_per_byte
+
+        from evolve.score.metrics import item_values, standard_error
 
         items = self._sets[split]
         if not items:

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field
 
-from evolve.score.metrics import standard_error
 from evolve.score.scorers.base import ScorerBlock
 from evolve.types import TaskScore
 
@@ -60,6 +59,8 @@ class Latency:
 
     def score(self, engine: Engine, split: Split) -> TaskScore:
         """Return the mean seconds of an answer."""
+        from evolve.score.metrics import standard_error
+
         block = self._block
         values = [_seconds(engine, block.prompt_tokens, block.new_tokens) for _ in range(block.repeats + 1)][
             1:

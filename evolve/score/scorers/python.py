@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 from pydantic import Field
 
 from evolve.errors import CandidateError
-from evolve.score.metrics import standard_error
 from evolve.score.scorers.base import ScorerBlock, ScorerProblem
 from evolve.types import TaskScore
 
@@ -118,6 +117,8 @@ class Python:
         return self._task_score(items)
 
     def _task_score(self, items: Mapping[Any, Any]) -> TaskScore:
+        from evolve.score.metrics import standard_error
+
         metric = self._block.metric
         try:
             values = {str(key): float(value) for key, value in items.items()}
