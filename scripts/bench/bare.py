@@ -7,12 +7,24 @@ import time
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
+
+_SAMPLE = 4
+"""Shares are measured on one in so many prompts."""
 
 
 def bare_for(backend: str, lm: Any) -> Any:
     """Return the bare model of an engine's LM."""
     return BareVllm(lm) if backend == "vllm" else BareHf(lm)
+
+
+def _share(without: Callable[[], None], whole: Callable[[], None]) -> float:
+    """Return the share of CPU time that the second of two pieces of work has beyond the first."""
+    marks = [time.process_time()]
+    for work in (without, whole):
+        work()
+        marks.append(time.process_time())
+    return max(0.0, 1 - (marks[1] - marks[0]) / (marks[2] - marks[1]))
 
 
 class BareVllm:
@@ -39,29 +51,37 @@ class BareVllm:
         finally:
             del llm.generate
 
-    def seconds(self) -> float:
+    def run(self) -> None:
         """The same prompts with the same sampling parameters."""
-        return self._generate([parameters for _, parameters in self._asked])
+        self._generate(self._asked)
 
-    def unshared_seconds(self) -> float:
+    def run_unshared(self) -> None:
         """The same prompts without the prefix cache, with log-probabilities of all their tokens."""
-        return self._generate([_changed(one, skip_reading_prefix_cache=True) for _, one in self._asked])
+        changes = {"skip_reading_prefix_cache": True, "extra_args": None}
+        self._generate([(prompt, _changed(one, **changes)) for prompt, one in self._asked])
 
     def shares(self) -> dict[str, float]:
-        """Share of the time in which log-probabilities of the prompts are computed."""
-        if all(one.prompt_logprobs is None for _, one in self._asked):
+        """Share of the time for log-probabilities of the prompts: as vLLM computes them, and here."""
+        some = [(prompt, one) for prompt, one in self._asked if one.prompt_logprobs is not None][::_SAMPLE]
+        if not some:
             return {}
-        without = self._generate([_changed(one, prompt_logprobs=None) for _, one in self._asked])
-        whole = self.seconds()
-        return {"share of prompt log-probabilities": max(0.0, 1 - without / whole)}
+        found = {}
+        for figure, extra in (("all tokens", None), ("the continuation only", ...)):
+            whole = [
+                (p, _changed(one, skip_reading_prefix_cache=True, **({} if extra else {"extra_args": None})))
+                for p, one in some
+            ]
+            without = [(p, _changed(one, prompt_logprobs=None)) for p, one in whole]
+            found[f"share of prompt log-probabilities, {figure}"] = _share(
+                lambda asked=without: self._generate(asked), lambda asked=whole: self._generate(asked)
+            )
+        return found
 
-    def _generate(self, parameters: list[Any]) -> float:
+    def _generate(self, asked: list[tuple[Any, Any]]) -> None:
         llm = self._lm.model
         llm.reset_prefix_cache()
-        prompts = [prompt for prompt, _ in self._asked]
-        began = time.perf_counter()
-        llm.generate(prompts, sampling_params=parameters, use_tqdm=False)
-        return time.perf_counter() - began
+        prompts, parameters = zip(*asked, strict=True)
+        llm.generate(list(prompts), sampling_params=list(parameters), use_tqdm=False)
 
 
 def _changed(parameters: Any, **changes: Any) -> Any:
@@ -99,60 +119,49 @@ class BareHf:
         finally:
             del lm._loglikelihood_tokens, network.generate
 
-    def seconds(self) -> float:
-        """The batches of the LM where it keeps them, else every prompt whole."""
-        plans = getattr(self._lm, "plans", None)
+    def run(self) -> None:
+        """The batches of the LM, each once through the model."""
         if not self._prompts:
-            return self._replies()
-        if not plans:
-            return self.unshared_seconds()
-        began = time.perf_counter()
-        for plan in plans:
+            self._replies()
+        for plan in self._lm.plans:
             for batch in plan.batches:
                 self._lm.forward(batch)
-        return time.perf_counter() - began
 
-    def unshared_seconds(self) -> float:
+    def run_unshared(self) -> None:
         """One pass of padded batches over all prompts, all logits."""
-        if not self._prompts:
-            return self._replies()
-        return self._pass(self._lm.model)
+        if self._prompts:
+            self._pass(self._lm.model, self._prompts)
+        else:
+            self._replies()
 
     def shares(self) -> dict[str, float]:
-        """Share of the head in a pass over whole prompts: the logits of every position."""
+        """Share of the logits of every position in a pass over whole prompts."""
         body = getattr(self._lm.model, "base_model", None)
         if not self._prompts or body is None:
             return {}
-        return {
-            "share of the logits of whole prompts": max(
-                0.0, 1 - self._pass(body) / self._pass(self._lm.model)
-            )
-        }
+        some = self._prompts[::_SAMPLE]
+        share = _share(lambda: self._pass(body, some), lambda: self._pass(self._lm.model, some))
+        return {"share of the logits in whole prompts": share}
 
-    def _pass(self, network: Any) -> float:
+    def _pass(self, network: Any, prompts: list[list[int]]) -> None:
         import torch
 
-        prompts = sorted(self._prompts, key=len, reverse=True)
+        ordered = sorted(prompts, key=len, reverse=True)
         size = int(self._lm.batch_size)
-        began = time.perf_counter()
         with torch.no_grad():
-            for first in range(0, len(prompts), size):
-                rows = prompts[first : first + size]
+            for first in range(0, len(ordered), size):
+                rows = ordered[first : first + size]
                 batch = torch.zeros(len(rows), len(rows[0]), dtype=torch.long)
                 for number, row in enumerate(rows):
                     batch[number, : len(row)] = torch.tensor(row)
                 network(batch.to(self._lm.device))
-        return time.perf_counter() - began
 
-    def _replies(self) -> float:
+    def _replies(self) -> None:
         import torch
 
-        began = time.perf_counter()
         for arguments in self._generated:
-            criteria = arguments.get("stopping_criteria") or ()
-            for one in criteria:  # lm-eval's remember which rows are done
-                if hasattr(one, "done_tracker"):
+            for one in arguments.get("stopping_criteria") or ():
+                if hasattr(one, "done_tracker"):  # lm-eval's remember which rows are done
                     one.done_tracker = [False] * len(one.done_tracker)
             with torch.no_grad():
                 self._lm.model.generate(**arguments)
-        return time.perf_counter() - began

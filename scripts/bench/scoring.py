@@ -20,7 +20,7 @@ import tempfile
 import time
 from contextlib import closing
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from bare import bare_for
 from report import Row, table, write
@@ -36,6 +36,13 @@ _TEXT = (
 WORDS = _TEXT.split()
 _MEAN = {"aggregation": "mean", "higher_is_better": True}
 _TASK = "benchmark_{}"
+
+
+class Seconds(NamedTuple):
+    """How long something took; CPU seconds of all threads do not count the waiting for other programs."""
+
+    clock: float
+    cpu: float
 
 
 def passage(draw: random.Random, words: int) -> str:
@@ -123,11 +130,16 @@ def plain_lm(engine: Any, backend: str, batch_size: int) -> Any:
     return plain
 
 
-def clocked(work: Callable[[], Any]) -> tuple[float, Any]:
+def clocked(work: Callable[[], Any]) -> tuple[Seconds, Any]:
     """Return the seconds of ``work`` and its result."""
-    began = time.perf_counter()
+    began, worked = time.perf_counter(), time.process_time()
     result = work()
-    return time.perf_counter() - began, result
+    return Seconds(time.perf_counter() - began, time.process_time() - worked), result
+
+
+def middle(values: list[Seconds], which: str) -> float | None:
+    """Return the median of one kind of seconds."""
+    return statistics.median(getattr(one, which) for one in values) if values else None
 
 
 def measure(kind: str, options: argparse.Namespace, folder: Path) -> tuple[list[Row], dict[str, Any]]:
@@ -162,15 +174,15 @@ def measure(kind: str, options: argparse.Namespace, folder: Path) -> tuple[list[
         with bare.watching():
             first, _ = clocked(lambda: scorer.score(engine, "search"))
         peer = plain_lm(engine, options.backend, options.batch_size)
-        times: dict[str, list[float]] = {"ours": [], "bare": [], "peer": [], "unshared": []}
+        times: dict[str, list[Seconds]] = {"ours": [], "bare": [], "peer": [], "unshared": []}
         scores: dict[str, float] = {}
         for number in range(options.rounds):
             seconds, found = clocked(lambda: scorer.score(engine, "search"))
             times["ours"].append(seconds)
-            times["bare"].append(bare.seconds())
+            times["bare"].append(clocked(bare.run)[0])
             scores["ours"] = found[name].value
             if number < options.peer_rounds:
-                times["unshared"].append(bare.unshared_seconds())
+                times["unshared"].append(clocked(bare.run_unshared)[0])
                 seconds, results = clocked(
                     lambda: simple_evaluate(peer, tasks=[name], task_manager=catalog, bootstrap_iters=0)
                 )
@@ -178,14 +190,18 @@ def measure(kind: str, options: argparse.Namespace, folder: Path) -> tuple[list[
                 scores["peer"] = results["results"][name][f"{metric},none"]
         shares = bare.shares()
         work = getattr(engine.lm, "work", {})
-    middle = {key: statistics.median(values) for key, values in times.items() if values}
-    rows = [
-        Row(f"{kind}: one candidate", middle["ours"], middle.get("peer"), middle["bare"]),
-        Row(f"{kind}: ours by bare (at most 1.15)", middle["ours"] / middle["bare"]),
-        Row(f"{kind}: bare, every prompt whole", middle.get("unshared")),
-        Row(f"{kind}: once: tasks and prompts", preparing),
-        Row(f"{kind}: first candidate", first),
-        Row(f"{kind}: load of the weights", loading),
+    rows = []
+    for which, unit in (("cpu", "CPU seconds"), ("clock", "by the clock")):
+        ours, limit = middle(times["ours"], which), middle(times["bare"], which)
+        peer = middle(times["peer"], which)
+        rows.append(Row(f"{kind}: one candidate, {unit}", ours, peer, limit))
+        if ours and limit:
+            rows.append(Row(f"{kind}: ours by bare, {unit} (at most 1.15)", ours / limit))
+        rows.append(Row(f"{kind}: bare, every prompt whole, {unit}", middle(times["unshared"], which)))
+    rows += [
+        Row(f"{kind}: once: tasks and prompts", preparing.clock),
+        Row(f"{kind}: first candidate, CPU seconds", first.cpu),
+        Row(f"{kind}: load of the weights", loading.clock),
         *(Row(f"{kind}: {figure}", value) for figure, value in {**shares, **work}.items()),
     ]
     return rows, {"times": times, "scores": scores}

@@ -32,5 +32,5 @@ def test_it_runs_on_a_tiny_model_and_both_sides_agree(tmp_path: Path) -> None:
     figures = {row["figure"]: row for row in written["rows"]}
     for kind in ("choices", "generation"):
         assert written[kind]["scores"]["ours"] == pytest.approx(written[kind]["scores"]["peer"])
-        assert figures[f"{kind}: one candidate"]["limit"] > 0
+        assert figures[f"{kind}: one candidate, CPU seconds"]["limit"] > 0
     assert figures["choices: tokens computed"]["ours"] < figures["choices: tokens of whole prompts"]["ours"]
