@@ -265,6 +265,8 @@ class SharesPrefixes(RemembersTokens):
         row, column = batch.places
         with torch.no_grad(), _only_at(self.model.get_output_embeddings(), batch) as chosen:
             logits: Tensor = self.model(batch.tokens, **more).logits
+        # A model that is spread over devices may end on another one.
+        logits = logits.to(batch.tokens.device)
         return logits[0] if chosen else logits[row, column]
 
     def _shares(self, asked: Sequence[Asked]) -> bool:
@@ -347,7 +349,7 @@ def _only_at(head: Any, batch: Batch) -> Iterator[list[bool]]:
         if hidden.shape[:-1] != batch.tokens.shape:
             return inputs
         chosen.append(True)
-        return (hidden[row, column].unsqueeze(0), *rest)
+        return (hidden[row.to(hidden.device), column.to(hidden.device)].unsqueeze(0), *rest)
 
     handle = head.register_forward_pre_hook(choose)
     try:

@@ -46,7 +46,8 @@ _BLOCK = 32
 _CACHED_TOKENS = 1 << 15
 
 # With any of these the weights are not plainly in this process, or not as they are in files.
-_NO_SWAP_ARGS = frozenset({"tensor_parallel_size", "pipeline_parallel_size", "quantization", "load_format"})
+_SEVERAL_WORKERS = frozenset({"tensor_parallel_size", "pipeline_parallel_size"})
+_NO_SWAP_ARGS = _SEVERAL_WORKERS | {"quantization", "load_format"}
 
 
 class _Identity(NamedTuple):
@@ -220,7 +221,7 @@ class VllmEngine:
             raise
         lm.call_seed = self._config.seed
         lm.memo = self._memos.setdefault(side_key(side_files(model)), Memo())
-        if "tensor_parallel_size" not in self._config.engine_args:
+        if self._config.engine_args.keys().isdisjoint(_SEVERAL_WORKERS):
             lm.model.collective_rpc(only_asked)
         self._running = lm
         logger.info("vLLM started on %s in %s", self._device, dtype)
