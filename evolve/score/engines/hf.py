@@ -39,6 +39,7 @@ class _Identity(NamedTuple):
     architecture: str
     side: str
     dtype: str
+    same: tuple[tuple[str, str], ...]
 
 
 def open_engine(config: ScoreConfig, model: Model, threads: int) -> HfEngine:
@@ -95,7 +96,10 @@ class HfEngine:
         """Overwrite the parameters, or build the model again where the architecture changed."""
         files = side_files(model)
         identity = _Identity(
-            model.architecture, side_key(files), choose_dtype(self._config, model, self._device)
+            model.architecture,
+            side_key(files),
+            choose_dtype(self._config, model, self._device),
+            tuple(sorted(model.same.items())),
         )
         fresh = self._lm is None or identity != self._identity
         names = parameter_names(model) if fresh else self._names
@@ -104,8 +108,9 @@ class HfEngine:
             self._build_from_files(model, identity.dtype)
         else:
             if fresh:
-                self._build(model, files, identity)
-                self._names = names
+                self._build(model, files, identity, names)
+                # Equal tensors share one storage, which is written once.
+                self._names = {name: own for name, own in names.items() if name not in model.same}
             self._copy(model)
         self._loaded, self._model = True, model
 
@@ -126,7 +131,9 @@ class HfEngine:
         except Exception as error:
             raise as_candidate_error(error, "build") from error
 
-    def _build(self, model: Model, files: Mapping[str, bytes], identity: _Identity) -> None:
+    def _build(
+        self, model: Model, files: Mapping[str, bytes], identity: _Identity, names: Mapping[str, str]
+    ) -> None:
         import torch
         from transformers import AutoModelForCausalLM
         from transformers.initialization import no_init_weights
@@ -139,6 +146,14 @@ class HfEngine:
                     hf_config(model), dtype=getattr(torch, identity.dtype), **self._config.engine_args
                 )
             network.tie_weights()
+            _share(
+                network,
+                {
+                    names[name]: names[first]
+                    for name, first in model.same.items()
+                    if {name, first} <= names.keys()
+                },
+            )
             self._wrap(network, files)
         except Exception as error:
             raise as_candidate_error(error, "engine") from error
@@ -202,6 +217,15 @@ class HfEngine:
             import torch
 
             torch.cuda.empty_cache()
+
+
+def _share(network: Any, same: Mapping[str, str]) -> None:
+    """Put one parameter (or buffer) in two places: name to the name of the one that takes its place."""
+    for name, first in same.items():
+        (path, _, own), (above, _, source) = name.rpartition("."), first.rpartition(".")
+        module = network.get_submodule(path)
+        table = module._parameters if own in module._parameters else module._buffers
+        table[own] = getattr(network.get_submodule(above), source)
 
 
 def _device() -> str:
