@@ -142,6 +142,18 @@ def middle(values: list[Seconds], which: str) -> float | None:
     return statistics.median(getattr(one, which) for one in values) if values else None
 
 
+def figures(kind: str, times: dict[str, list[Seconds]], others: dict[str, float]) -> list[Row]:
+    """Return the rows of one task."""
+    rows = []
+    for which, unit in (("cpu", "CPU seconds"), ("clock", "by the clock")):
+        ours, limit = middle(times["ours"], which), middle(times["bare"], which)
+        rows.append(Row(f"{kind}: one candidate, {unit}", ours, middle(times["peer"], which), limit))
+        if ours and limit:
+            rows.append(Row(f"{kind}: ours by bare, {unit} (at most 1.15)", ours / limit))
+        rows.append(Row(f"{kind}: bare, every prompt whole, {unit}", middle(times["unshared"], which)))
+    return rows + [Row(f"{kind}: {figure}", value) for figure, value in others.items()]
+
+
 def measure(kind: str, options: argparse.Namespace, folder: Path) -> tuple[list[Row], dict[str, Any]]:
     """Score one task in turns with the bare model and the peer; return medians and what was measured."""
     from lm_eval import simple_evaluate
@@ -190,21 +202,12 @@ def measure(kind: str, options: argparse.Namespace, folder: Path) -> tuple[list[
                 scores["peer"] = results["results"][name][f"{metric},none"]
         shares = bare.shares()
         work = getattr(engine.lm, "work", {})
-    rows = []
-    for which, unit in (("cpu", "CPU seconds"), ("clock", "by the clock")):
-        ours, limit = middle(times["ours"], which), middle(times["bare"], which)
-        peer = middle(times["peer"], which)
-        rows.append(Row(f"{kind}: one candidate, {unit}", ours, peer, limit))
-        if ours and limit:
-            rows.append(Row(f"{kind}: ours by bare, {unit} (at most 1.15)", ours / limit))
-        rows.append(Row(f"{kind}: bare, every prompt whole, {unit}", middle(times["unshared"], which)))
-    rows += [
-        Row(f"{kind}: once: tasks and prompts", preparing.clock),
-        Row(f"{kind}: first candidate, CPU seconds", first.cpu),
-        Row(f"{kind}: load of the weights", loading.clock),
-        *(Row(f"{kind}: {figure}", value) for figure, value in {**shares, **work}.items()),
-    ]
-    return rows, {"times": times, "scores": scores}
+    once = {
+        "once: tasks and prompts": preparing.clock,
+        "first candidate, CPU seconds": first.cpu,
+        "load of the weights": loading.clock,
+    }
+    return figures(kind, times, {**once, **shares, **work}), {"times": times, "scores": scores}
 
 
 def main() -> None:

@@ -72,6 +72,13 @@ def write_kinds(folder: Path) -> None:
     )
     shots = {"num_fewshot": 2, "fewshot_config": {"sampler": "first_n"}, "description": "Pick one.\n\n"}
     write_task(folder, "shots", choice_docs(8), train=choice_docs(4, start=50), **CHOICE | shots)
+    _write_generation(folder)
+    _write_likelihoods(folder)
+    group = {"group": "both", "task": ["choice", "generate"]}
+    (folder / "both.yaml").write_text(yaml.safe_dump(group))
+
+
+def _write_generation(folder: Path) -> None:
     all_of_it = [{"name": "all", "filter": [{"function": "take_first"}]}]
     first_letter = {"doc_to_target": "{{reply[:0]}}", "filter_list": all_of_it}
     write_task(folder, "generate", generate_docs(8), **GENERATE | first_letter)
@@ -86,6 +93,9 @@ def write_kinds(folder: Path) -> None:
         | {"fewshot_config": {"sampler": "first_n"}},
     )
     write_task(folder, "prefix", generate_docs(6), **GENERATE | first_letter, gen_prefix="It is")
+
+
+def _write_likelihoods(folder: Path) -> None:
     plain = {
         "output_type": "loglikelihood",
         "doc_to_text": "question",
@@ -108,5 +118,3 @@ def write_kinds(folder: Path) -> None:
     write_task(
         folder, "rolling", [{"text": f"{i}: {sentence(i, 3 + 50 * (i % 4))}"} for i in range(6)], **ROLLING
     )
-    group = {"group": "both", "task": ["choice", "generate"]}
-    (folder / "both.yaml").write_text(yaml.safe_dump(group))
