@@ -62,7 +62,7 @@ class Prepared:
     @property
     def score_key(self) -> str:
         """Hash of everything that decides a score: a recorded score counts only under the same key."""
-        weights = [[task.task, task.metric, task.weight] for task in self.score.tasks]
+        weights = [[task.task, task.metric, task.weight] for task in self.score.counted]
         return content_hash(
             {
                 "tasks": self.fingerprint,
@@ -165,11 +165,12 @@ def prepare(
 
 
 def _resolved(score: ScoreConfig | None) -> ScoreConfig:
-    """Return the score block with its engine chosen, and its folder as workers need it.
+    """Return the score block with its engine chosen, and its paths as workers need them.
 
     Ray starts its workers in another folder.
     """
     from evolve.score.engines.choose import choose_backend
+    from evolve.score.scorers.base import located_scorers
 
     if score is None:
         raise UserError("a search needs a score block")
@@ -178,6 +179,7 @@ def _resolved(score: ScoreConfig | None) -> ScoreConfig:
         update={
             "backend": choose_backend(score),
             "include_path": None if folder is None else str(Path(folder).absolute()),
+            "scorers": located_scorers(score),
         }
     )
 

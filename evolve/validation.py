@@ -149,11 +149,14 @@ def stage_problems(loaded: Loaded, models: Mapping[str, Model]) -> list[Problem]
 
 
 def _tasks(loaded: Loaded, score: ScoreConfig) -> tuple[dict[str, tuple[int, int]], list[Problem]]:
+    from evolve.score.scorers.base import make_scorers
     from evolve.score.tasks import load_tasks
 
-    tasks, found = load_tasks(score)
+    tasks, found = load_tasks(score) if score.tasks else ([], [])
+    scorers, wrong = make_scorers(score)
     items = {task.config.task: (len(task.sets["search"]), len(task.sets["holdout"])) for task in tasks}
-    return items, [loaded.problem(("score", *path), message) for path, message in found]
+    items |= {name: (one.sizes["search"], one.sizes["holdout"]) for name, one in scorers.items()}
+    return items, [loaded.problem(("score", *path), message) for path, message in [*found, *wrong]]
 
 
 def _facts(

@@ -12,6 +12,7 @@ from evolve.config.messages import Complaint, complaints, describe
 from evolve.config.plain import plain
 from evolve.config.references import StageView, adopt, spelled, wiring
 from evolve.config.schema import Config, safe_name
+from evolve.config.scorers import scorer_complaints
 from evolve.config.yaml import MOST_BYTES
 from evolve.errors import ConfigError, Problem
 from evolve.registry import STAGES, did_you_mean
@@ -96,7 +97,8 @@ def load_text(text: str, source: str, overrides: Iterable[str] = ()) -> Loaded:
     document, problems = parse(text, source, overrides)
     data, odd = _shape(document)
     views, bad_stages = _stages(data)
-    found = [*odd, *complaints(Config, _for_schema(data)), *bad_stages]
+    bad_scorers, rest = scorer_complaints(data)
+    found = [*odd, *complaints(Config, _for_schema(rest)), *bad_stages, *bad_scorers]
     if document.bare or document.several:
         found = [one for one in found if one.path != ("models",)]
     models = data.get("models")
