@@ -67,7 +67,8 @@ def _tables(material: Material, trial: Trial, log: Path | None) -> list[Renderab
 
     from evolve.config.dump import to_yaml
     from evolve.report import numbers
-    from evolve.score.statistics import interval, task_interval
+    from evolve.score.intervals import task_interval
+    from evolve.score.statistics import interval
 
     score = material.loaded.config.score
     facts: list[tuple[str, str]] = [("state", trial.state)]

@@ -10,7 +10,8 @@ from evolve.types import outcome_to_json
 
 if TYPE_CHECKING:
     from evolve.report.summary import Entry, Summary
-    from evolve.score.statistics import Comparison, Interval
+    from evolve.score.intervals import Interval
+    from evolve.score.statistics import Comparison
 
 FORMAT = 1
 """Raised when a key changes its meaning."""

@@ -11,7 +11,8 @@ from collections import Counter
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
-from evolve.score.statistics import Comparison, Interval, compare, interval
+from evolve.score.intervals import Interval
+from evolve.score.statistics import Comparison, compare, interval
 from evolve.space.baselines import AVERAGE
 from evolve.types import Failed, Outcome, Scored
 

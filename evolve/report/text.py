@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from evolve.report import numbers
-from evolve.score.statistics import task_interval
+from evolve.score.intervals import task_interval
 from evolve.types import Failed
 
 if TYPE_CHECKING:
