@@ -11,7 +11,6 @@ from collections import Counter
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
-from evolve.score.intervals import Interval
 from evolve.score.statistics import Comparison, compare, interval
 from evolve.space.baselines import AVERAGE
 from evolve.types import Failed, Outcome, Scored
@@ -21,6 +20,7 @@ if TYPE_CHECKING:
 
     from evolve.config.schema import ScoreConfig
     from evolve.report.collect import Material, Trial
+    from evolve.score.intervals import Interval
     from evolve.space.genes import ChoiceValue
     from evolve.types import Recipe, Split
 

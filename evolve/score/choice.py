@@ -8,6 +8,7 @@ interval at the level 1 - (1 - confidence) / k (Bonferroni), so that all k hold 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 

@@ -195,7 +195,7 @@ def kept(
 
 
 def has_skill(task: TaskScore) -> bool:
-    """Whether a model is above chance on a task, the whole interval counted; False where chance is unknown."""
+    """Whether a model is above chance on a task, the whole interval counted; not where chance is unknown."""
     return task.chance is not None and task.higher_is_better and task_interval(task).low > task.chance
 
 
