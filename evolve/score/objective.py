@@ -17,12 +17,13 @@ from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 from evolve.errors import CandidateError
 from evolve.score.intervals import task_interval
+from evolve.types import Failed
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
     from evolve.config.schema import ScoreConfig
-    from evolve.types import TaskScore
+    from evolve.types import Outcome, TaskScore
 
     Tasks: TypeAlias = Mapping[str, TaskScore]
     Parents: TypeAlias = Mapping[str, Mapping[str, TaskScore]]
@@ -111,6 +112,17 @@ def objective(tasks: Tasks, config: ScoreConfig, parents: Parents | None = None)
         floor, _ = _combined(limit, config, scale, parents)
         value = floor - _MARGIN * max(1.0, abs(floor)) - missed
     return value, stderr
+
+
+def valued(outcome: Outcome, config: ScoreConfig | None, parents: Parents | None) -> Outcome:
+    """Return an outcome with the value that its tasks have beside those of the parents.
+
+    It stays as it is where its value needs no parents, or they are not known yet.
+    """
+    if config is None or parents is None or not needs_parents(config) or isinstance(outcome, Failed):
+        return outcome
+    value, stderr = objective(outcome.tasks, config, parents)
+    return replace(outcome, value=value, stderr=stderr)
 
 
 def shortfalls(tasks: Tasks, config: ScoreConfig, parents: Parents | None) -> dict[str, float]:
