@@ -42,7 +42,7 @@ def best(run: str, count: int, runs: Path, style: str) -> None:
         print_table(header, cells, title=f"{summary.name}: {text.verdict(summary)}")
         from rich.text import Text
 
-        print_rich(Text(text.FOOTNOTE, "dim"))
+        print_rich(Text(text.footnote(summary), "dim"))
 
 
 def _row(entry: dict[str, Any]) -> dict[str, Any]:

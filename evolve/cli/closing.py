@@ -97,7 +97,11 @@ def commands(summary: Summary) -> list[str]:
 
 def notes(summary: Summary) -> list[str]:
     """Return the sentences that an exported recipe carries."""
-    return [f"run {summary.name}: {text.verdict(summary)}", text.FOOTNOTE, f"search seed {summary.seed}"]
+    return [
+        f"run {summary.name}: {text.verdict(summary)}",
+        text.footnote(summary),
+        f"search seed {summary.seed}",
+    ]
 
 
 def _recipe_text(run: RunDir, loaded: Loaded, summary: Summary) -> str:
@@ -142,7 +146,7 @@ def _export(
                 f"{summary.name}-best",
                 loaded.config.score,
                 text.rows(summary, summary.table),
-                [text.FOOTNOTE],
+                [text.footnote(summary)],
             ),
             folder=run.working_folder,
             progress=progress,

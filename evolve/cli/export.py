@@ -103,8 +103,8 @@ def notes(material: Material, summary: Summary, trial: Trial) -> list[str]:
             for split in ("search", "holdout")
             if split in entry.intervals
         )
-        found.append(f"{text.label(entry)}: {scores}" if scores else f"{text.label(entry)}: not scored")
-    return [*found, text.FOOTNOTE]
+        found.append(f"{entry.label}: {scores}" if scores else f"{entry.label}: not scored")
+    return [*found, text.footnote(summary)]
 
 
 def _text(material: Material, summary: Summary, trial: Trial, recipe: Recipe, target: str) -> str:

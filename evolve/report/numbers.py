@@ -73,3 +73,8 @@ def failures(failed: dict[str, int]) -> str:
     """Return ``timeout 2, build 1``, the most frequent first; empty without failures."""
     counts = sorted(failed.items(), key=lambda item: (-item[1], item[0]))
     return ", ".join(f"{kind} {count}" for kind, count in counts if count)
+
+
+def finite(value: float) -> float | None:
+    """Return ``value``, or None where JSON has no word for it."""
+    return value if math.isfinite(value) else None

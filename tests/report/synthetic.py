@@ -48,7 +48,7 @@ def outcome_of(job: Job) -> Outcome:
     items = {f"{job.split}-{index}": float(index < right) for index in range(ITEMS)}
     value = right / ITEMS
     stderr = (value * (1 - value) / (ITEMS - 1)) ** 0.5
-    task = TaskScore("acc", value, stderr, True, items)
+    task = TaskScore("acc", value, stderr, True, items, chance=0.25)
     seconds = {"build": 0.25, "load": 0.125, "score": 0.5, "total": 1.0}
     return Scored(value, stderr, {"tiny_choice": task}, seconds, log="what it said\n")
 
@@ -114,7 +114,7 @@ def make_run(
         seed=search.seed,
         centre=space.centre(),
     )
-    plan = Plan(search, population, contents, baselines(loaded, contents), KEY, True)
+    plan = Plan(search, population, contents, baselines(loaded, contents), KEY, True, loaded.config.score)
     loop = Generations(run, space, searcher, plan, evaluate)
     for _ in range(steps):
         if loop.step():

@@ -121,6 +121,8 @@ class MergeMethod(ABC):
     """Keys of mergekit that are accepted and have no effect: they save it memory, or it ignores them too."""
     statistics: ClassVar[Literal["fisher", "gram"] | None] = None
     """What the method needs to know of each model, gathered on the text that the config names."""
+    random: ClassVar[bool] = False
+    """Whether the result depends on the seed."""
     mergekit: ClassVar[bool] = True
     """Whether mergekit 0.1.5 has the method."""
 
