@@ -9,7 +9,7 @@ import contextlib
 import functools
 import math
 import time
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from evolve.config.load import Loaded
     from evolve.config.schema import ScoreConfig
     from evolve.engine.base import EvaluatorSpec, Loop, Pool
+    from evolve.score.overlap import Overlap
     from evolve.search.generations import Generations
     from evolve.store.rundir import RunDir
     from evolve.types import Parent
@@ -46,6 +47,7 @@ class Prepared:
         fingerprint: Hash of tasks and items, as the scorer reports it.
         population: Candidates per generation.
         changed: Whether the config differs from the folder's and the user allows it.
+        overlaps: What the items share with the texts that the recipe reads.
     """
 
     loaded: Loaded
@@ -55,6 +57,7 @@ class Prepared:
     fingerprint: str
     population: int
     changed: bool = False
+    overlaps: tuple[Overlap, ...] = ()
 
     @property
     def contents(self) -> dict[str, str]:
@@ -124,6 +127,7 @@ def run(
             generations=1 + math.ceil((loaded.config.search.trials - 1) / prepared.population),
             score_key=prepared.score_key,
             study=study_name(prepared),
+            overlaps=[asdict(one) for one in prepared.overlaps],
         )
         _check_study(prepared)
         if watch is not None:
@@ -167,7 +171,7 @@ def prepare(
     scorer.prepare()
     population = population_of(config.search, len(space.genes))
     folder, changed = _open_folder(loaded, parents, runs=runs, allow_config_change=allow_config_change)
-    return Prepared(loaded, folder, parents, score, scorer.fingerprint, population, changed)
+    return Prepared(loaded, folder, parents, score, scorer.fingerprint, population, changed, checked.overlaps)
 
 
 def _resolved(score: ScoreConfig | None) -> ScoreConfig:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from evolve import contamination
 from evolve.errors import ConfigError, ModelError, Problem
 
 if TYPE_CHECKING:
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 
     from evolve.config.load import Loaded
     from evolve.config.schema import ScoreConfig
+    from evolve.score.overlap import Overlap
+    from evolve.score.tasks import LoadedTask
     from evolve.types import Parent
     from evolve.weights.model import Model
 
@@ -79,11 +82,13 @@ class Checked:
         parents: Name to parent, contents left empty.
         warnings: Sentences for the user.
         facts: What a search will need.
+        overlaps: What the items share with the texts that the recipe reads.
     """
 
     parents: Mapping[str, Parent]
     warnings: tuple[str, ...]
     facts: Facts
+    overlaps: tuple[Overlap, ...] = ()
 
 
 def check(loaded: Loaded, *, runs: Path = Path("runs")) -> Checked:
@@ -102,17 +107,20 @@ def check(loaded: Loaded, *, runs: Path = Path("runs")) -> Checked:
     if not problems:
         problems += stage_problems(loaded, models)
     score = loaded.config.score
-    items: dict[str, tuple[int, int]] = {}
+    tasks: list[LoadedTask] = []
     if score is not None:
-        items, found = _tasks(loaded, score)
+        tasks, found = _tasks(loaded, score)
         problems += found
     if problems:
         raise ConfigError(problems)
+    items = {task.config.task: (len(task.sets["search"]), len(task.sets["holdout"])) for task in tasks}
     facts = _facts(loaded, models, items, runs)
-    problems = _resources(loaded, facts, runs)
+    shared = contamination.check(loaded, tasks)
+    problems = [*_resources(loaded, facts, runs), *shared.problems]
     if problems:
         raise ConfigError(problems)
-    return Checked(parents, (*remarks(parents, models), *_warnings(loaded, facts)), facts)
+    warnings = (*remarks(parents, models), *_warnings(loaded, facts), *shared.warnings)
+    return Checked(parents, warnings, facts, shared.overlaps)
 
 
 def open_parents(loaded: Loaded) -> tuple[dict[str, Parent], dict[str, Model], list[Problem]]:
@@ -148,12 +156,11 @@ def stage_problems(loaded: Loaded, models: Mapping[str, Model]) -> list[Problem]
     return [loaded.problem(path, message) for path, message in check_stages(loaded.stages, models)]
 
 
-def _tasks(loaded: Loaded, score: ScoreConfig) -> tuple[dict[str, tuple[int, int]], list[Problem]]:
+def _tasks(loaded: Loaded, score: ScoreConfig) -> tuple[list[LoadedTask], list[Problem]]:
     from evolve.score.tasks import load_tasks
 
     tasks, found = load_tasks(score)
-    items = {task.config.task: (len(task.sets["search"]), len(task.sets["holdout"])) for task in tasks}
-    return items, [loaded.problem(("score", *path), message) for path, message in found]
+    return tasks, [loaded.problem(("score", *path), message) for path, message in found]
 
 
 def _facts(

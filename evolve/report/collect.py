@@ -97,6 +97,11 @@ class Material:
         }
         return {name: outcome.tasks for name, outcome in found.items() if isinstance(outcome, Scored)}
 
+    def reference(self, split: Split) -> dict[str, Mapping[str, TaskScore]] | None:
+        """Return all parents' scores on a split, which values may depend on, or None: one is missing."""
+        found = self.parents_on(split)
+        return found if len(found) == len(self.parents) else None
+
     def outcome(self, recipe: Recipe, split: Split) -> Outcome | None:
         """Return what came out of a recipe on a split, or None."""
         return self.outcomes.get(Job(recipe, split).key)

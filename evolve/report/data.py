@@ -45,6 +45,7 @@ def to_json(summary: Summary, *, items: bool = False) -> dict[str, Any]:
         "objective": summary.score.objective if summary.score else None,
         "sources": sources.to_json(summary.sources),
         "final": _final(summary),
+        "finalists": [_entry(entry, items) for entry in summary.finalists],
         "profiles": [
             {"model": one.model, "name": one.name, "values": list(one.values)} for one in summary.profiles
         ],
@@ -70,6 +71,18 @@ def to_json(summary: Summary, *, items: bool = False) -> dict[str, Any]:
     }
 
 
+def comparison(found: Comparison) -> dict[str, Any]:
+    """Return a comparison as JSON."""
+    return {
+        **_ends(found.difference, found),
+        "verdict": found.verdict,
+        "superiority": found.superiority,
+        "no_loss": found.no_worse_than(POINT),
+        "bootstrap": _ends(found.bootstrap.value, found.bootstrap),
+        "items": found.items,
+    }
+
+
 def _entry(entry: Entry, items: bool) -> dict[str, Any]:
     outcomes = {"search": entry.search, "holdout": entry.holdout}
     result: dict[str, Any] = {
@@ -78,17 +91,7 @@ def _entry(entry: Entry, items: bool) -> dict[str, Any]:
         "number": entry.number,
         "recipe": entry.recipe,
         "intervals": {split: _ends(found.value, found) for split, found in entry.intervals.items()},
-        "gaps": {
-            split: {
-                **_ends(found.difference, found),
-                "verdict": found.verdict,
-                "superiority": found.superiority,
-                "no_loss": found.no_worse_than(POINT),
-                "bootstrap": _ends(found.bootstrap.value, found.bootstrap),
-                "items": found.items,
-            }
-            for split, found in entry.gaps.items()
-        },
+        "gaps": {split: comparison(found) for split, found in entry.gaps.items()},
     }
     result["choice"] = _ends(entry.choice.value, entry.choice) if entry.choice else None
     result["shrinkage"] = _ends(entry.shrinkage.value, entry.shrinkage) if entry.shrinkage else None

@@ -72,6 +72,7 @@ class Summary:
         fresh_score: Score of the exported folder in a fresh process, or None.
         seed: The seed of the search.
         final: How the winner was chosen among several on one half of the holdout, or None: it was not.
+        finalists: Those that the winner was chosen from, the best of the search first.
         score: Tasks and objective, or None.
         sources: The table of models: best, parents, average.
         profiles: The parameters of the best recipe over the layers.
@@ -102,6 +103,7 @@ class Summary:
     fresh_score: Mapping[str, Any] | None
     seed: int
     final: Final | None = None
+    finalists: tuple[Entry, ...] = ()
     score: ScoreConfig | None = None
     sources: tuple[Row, ...] = ()
     profiles: tuple[Profile, ...] = ()
@@ -139,12 +141,8 @@ def summarise(material: Material, run: str, *, top: int = 5) -> Summary:
     winner = next((trial for trial in ranked if trial.number == number), ranked[0] if ranked else None)
     views = Views(material, chosen=final is not None)
     best = views.entry(winner) if winner else None
-    looked_at = {trial.number for trial in finalists(material, ranked)}
-    listed = [
-        *ranked[:top],
-        *(trial for trial in ranked[top:] if final and trial.number in looked_at),
-    ]
-    entries = [views.against(best, views.entry(trial, "candidate", final)) for trial in listed]
+    entries = [views.against(best, views.entry(trial, "candidate", final)) for trial in ranked[:top]]
+    looked_at = [views.entry(trial, "candidate", final) for trial in finalists(material, ranked) if final]
     baselines = [views.against(best, views.baseline(name)) for name in material.baselines]
     parents = tuple(sorted((one for one in baselines if one.role == "parent"), key=_by_search))
     average = next((entry for entry in baselines if entry.role == "average"), None)
@@ -175,6 +173,7 @@ def summarise(material: Material, run: str, *, top: int = 5) -> Summary:
         fresh_score=state.get("fresh_score"),
         seed=config.search.seed,
         final=final,
+        finalists=tuple(looked_at),
         score=score,
         sources=views.sources([best, *parents, average]),
         profiles=_profiles(material, winner),

@@ -50,7 +50,7 @@ def final_rows(summary: Summary) -> tuple[list[str], list[list[str]]]:
     """Return header and cells of the last choice: search score, the half that chose, the other half."""
     header = ["candidate", "search", "half that chose", "holdout (other half)", "search minus holdout"]
     cells = []
-    for entry in summary.top:
+    for entry in summary.finalists:
         if entry.choice is None:
             continue
         winner = summary.best is not None and entry.recipe == summary.best.recipe

@@ -123,7 +123,7 @@ def choose_winner(material: Material, ranked: Sequence[Trial]) -> tuple[Final | 
     scores = [outcome.tasks for outcome in outcomes if isinstance(outcome, Scored)]
     if score is None or not can_choose(scores):
         return None, trials[0].number if trials else None
-    choice = choose(scores, score, material.parents_on("holdout"))
+    choice = choose(scores, score, material.reference("holdout"))
     numbers = tuple(trial.number for trial in trials)
     final = Final(choice, numbers, tuple(trial.recipe_hash for trial in trials))
     return final, final.winner
@@ -141,17 +141,15 @@ class Views:
         self._material = material
         self._score = material.loaded.config.score
         self._chosen = chosen
-        self._parents: dict[Split, Parents] = {}
-        for split in SPLITS:
-            parents: Parents = material.parents_on(split)
-            complete = len(parents) == len(material.parents)
-            if chosen and split == "holdout":
-                parents = half_parents(parents, 1) or {}
-            self._parents[split] = parents if complete else {}
+        holdout: Parents | None = material.reference("holdout")
+        self._parents: dict[Split, Parents | None] = {
+            "search": material.reference("search"),
+            "holdout": half_parents(holdout, 1) if chosen else holdout,
+        }
 
     def parents(self, split: Split) -> Parents | None:
         """Return the parents' scores on the items that are shown, or None while one is not scored."""
-        return self._parents[split] or None
+        return self._parents[split]
 
     def entry(self, trial: Trial, role: Role = "best", final: Final | None = None) -> Entry:
         """Return the entry of a trial."""
@@ -218,7 +216,7 @@ class Views:
         if not self._chosen or outcome is None or isinstance(outcome, Failed) or self._score is None:
             return outcome
         tasks = half(outcome.tasks, 1)
-        value, stderr = objective(tasks, self._score, self._parents["holdout"] or None)
+        value, stderr = objective(tasks, self._score, self._parents["holdout"])
         return replace(outcome, value=value, stderr=stderr, tasks=tasks)
 
     def _measured(self, entry: Entry) -> Entry:
