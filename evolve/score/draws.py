@@ -1,9 +1,9 @@
 """Random draws of what two models would score on new items of the same kind, task by task, paired.
 
-They serve where no closed interval is at hand: the lowest of several tasks, and ratios. Where both models'
-items are 0 or 1, the shares of the four outcomes are drawn from their Dirichlet posterior with 1/2 in each
-cell (Jeffreys' prior), which keeps its spread where an outcome was never seen; a bootstrap has none there.
-All other items are resampled with replacement (Efron 1979, Ann. Stat. 7:1).
+They serve where no closed interval is at hand, as for ratios. Where both models' items are 0 or 1, the shares
+of the four outcomes are drawn from their Dirichlet posterior with 1/2 in each cell (Jeffreys' prior), which
+keeps its spread where an outcome was never seen; a bootstrap has none there. All other items are resampled
+with replacement (Efron 1979, Ann. Stat. 7:1).
 """
 
 from __future__ import annotations

@@ -10,6 +10,7 @@ References:
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass
 from statistics import NormalDist
@@ -42,12 +43,16 @@ class Interval:
 
 def task_interval(task: TaskScore, *, confidence: float = CONFIDENCE) -> Interval:
     """Return one task's metric with its interval: Wilson where items are 0 or 1, else Student's t."""
-    values = np.array(list(task.items.values()))
+    return mean_interval(np.array(list(task.items.values())), task.value, confidence=confidence)
+
+
+def mean_interval(values: Array, centre: float, *, confidence: float = CONFIDENCE) -> Interval:
+    """Return the mean of ``values``, known to be ``centre``, with its interval as :func:`task_interval`."""
     if len(values) == 0:
-        return Interval(task.value, -math.inf, math.inf)
+        return Interval(centre, -math.inf, math.inf)
     if binary(values):
         return wilson(int(values.sum()), len(values), confidence=confidence)
-    return _student(values, task.value, confidence)
+    return _student(values, centre, confidence)
 
 
 def paired_interval(first: Array, second: Array, *, confidence: float = CONFIDENCE) -> Interval:
@@ -105,6 +110,7 @@ def _student(values: Array, centre: float, confidence: float) -> Interval:
     return Interval(centre, centre - half, centre + half)
 
 
+@functools.cache
 def _student_quantile(confidence: float, freedom: int) -> float:
     """Return the two-sided quantile of Student's t by bisection of its distribution function."""
     z = _normal(confidence)

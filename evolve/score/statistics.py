@@ -1,8 +1,9 @@
 """Intervals for a model's objective, for the difference of two models, and for what a model keeps of another.
 
 The intervals of the tasks (:mod:`evolve.score.intervals`) are combined by the method of variance estimates
-recovery, which keeps their asymmetry. The lowest task and ratios, which are no sums, get the quantiles of
-draws (:mod:`evolve.score.draws`). The paired bootstrap stands beside every difference.
+recovery, which keeps their asymmetry. The lowest task gets an interval that holds whichever task is the
+lowest, and ratios get the quantiles of draws (:mod:`evolve.score.draws`). The paired bootstrap stands beside
+every difference.
 
 They describe these checkpoints on new items of the same kind. They know nothing of the spread over seeds
 of training or random masks, nor of a winner picked on the same items: :mod:`evolve.score.choice` does that.
@@ -20,7 +21,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from evolve.score.draws import DRAWS, ends, paired_draws
-from evolve.score.intervals import CONFIDENCE, Interval, paired_interval, task_interval
+from evolve.score.intervals import CONFIDENCE, Interval, mean_interval, paired_interval, task_interval
 from evolve.score.objective import terms
 
 if TYPE_CHECKING:
@@ -80,13 +81,7 @@ def interval(
     """
     scale = terms(tasks, config, parents)
     if _lowest_counts(config, parents):
-        draws = {}
-        for index, name in enumerate(_counting(scale)):
-            values = np.array(list(tasks[name].items.values()))
-            if len(values) == 0:
-                return Interval(_lowest(tasks, scale), -math.inf, math.inf)
-            draws[name] = paired_draws(values, values, np.random.default_rng([0, index]))[0]
-        return ends(_lowest(tasks, scale), _lowest_of(draws, scale), confidence)
+        return _lowest_interval(tasks, scale, confidence)
     parts = {name: task_interval(tasks[name], confidence=confidence) for name in scale}
     return _combine(scale, parts, offset=sum(term.weight * term.offset for term in scale.values()))
 
@@ -231,29 +226,66 @@ def _counting(scale: Mapping[str, Term]) -> list[str]:
     return [name for name, term in scale.items() if term.weight]
 
 
-def _lowest(tasks: Tasks, scale: Mapping[str, Term]) -> float:
-    return min(scale[name].offset + scale[name].factor * tasks[name].value for name in _counting(scale))
+def _lowest_interval(tasks: Tasks, scale: Mapping[str, Term], confidence: float) -> Interval:
+    """Return the lowest task with its interval, whichever task is truly the lowest.
 
-
-def _lowest_of(means: Mapping[str, Array], scale: Mapping[str, Term]) -> Array:
-    found: Array = np.min(
-        [scale[name].offset + scale[name].factor * means[name] for name in _counting(scale)], axis=0
-    )
-    return found
+    The lower end is the lowest of the tasks' lower ends: that of the truly lowest task is above the truth
+    with the probability of one tail. Any of the upper ends may fall below it, so these have the level of
+    Bonferroni.
+    """
+    names = _counting(scale)
+    plain = [_scaled(scale[name], task_interval(tasks[name], confidence=confidence)) for name in names]
+    level = 1 - (1 - confidence) / len(names)
+    strict = [_scaled(scale[name], task_interval(tasks[name], confidence=level)) for name in names]
+    value = min(part.value for part in plain)
+    return Interval(value, min(part.low for part in plain), min(part.high for part in strict))
 
 
 def _compare_lowest(
     pairs: Mapping[str, tuple[Array, Array]], scale: Mapping[str, Term], seed: int, confidence: float
 ) -> tuple[Interval, Array]:
-    """Return the difference of two models' lowest tasks, and draws of it."""
-    ours, theirs = {}, {}
-    for index, name in enumerate(_counting(scale)):
-        rng = np.random.default_rng([seed, index])
-        ours[name], theirs[name] = paired_draws(*pairs[name], rng)
-    means = [{name: np.array([pairs[name][side].mean()]) for name in _counting(scale)} for side in (0, 1)]
-    value = float((_lowest_of(means[0], scale) - _lowest_of(means[1], scale))[0])
-    draws = _lowest_of(ours, scale) - _lowest_of(theirs, scale)
-    return ends(value, draws, confidence), draws
+    """Return the difference of two models' lowest tasks with its interval, and draws of it.
+
+    The difference is min over i, max over j of (task i of the first - task j of the second), and as well max
+    over j, min over i. So with an interval for each pair of tasks, the same of the lower ends is below the
+    truth unless one of as many ends as there are tasks is wrong, and so for the upper ends: Bonferroni.
+    """
+    names = _counting(scale)
+    level = 1 - (1 - confidence) / len(names)
+    ours, theirs = (
+        [_scaled(scale[name], _alone(pairs[name][side], level)) for name in names] for side in (0, 1)
+    )
+    low = np.empty((len(names), len(names)))
+    high = np.empty_like(low)
+    for i, name in enumerate(names):
+        unit = scale[name]._replace(offset=0.0)
+        for j in range(len(names)):
+            found = unpaired(ours[i], theirs[j])
+            if i == j:
+                found = _scaled(unit, paired_interval(*pairs[name], confidence=level))
+            low[i, j], high[i, j] = found.low, found.high
+    value = min(part.value for part in ours) - min(part.value for part in theirs)
+    whole = Interval(value, float(low.max(axis=1).min()), float(high.min(axis=0).max()))
+    drawn = {
+        name: paired_draws(*pairs[name], np.random.default_rng([seed, index]))
+        for index, name in enumerate(names)
+    }
+    lowest = [
+        np.min([scale[name].offset + scale[name].factor * drawn[name][side] for name in names], axis=0)
+        for side in (0, 1)
+    ]
+    return whole, lowest[0] - lowest[1]
+
+
+def _alone(values: Array, confidence: float) -> Interval:
+    """Return one model's mean with its interval."""
+    return mean_interval(values, float(values.mean()), confidence=confidence)
+
+
+def _scaled(term: Term, found: Interval) -> Interval:
+    """Return an interval of a metric on the scale of the objective."""
+    value, one, other = (term.offset + term.factor * end for end in (found.value, found.low, found.high))
+    return Interval(value, min(one, other), max(one, other))
 
 
 def _bootstrap(differences: Mapping[str, Array], scale: Mapping[str, Term], seed: int) -> Array:
