@@ -56,7 +56,7 @@ def outcome_of(job: Job) -> Outcome:
 def make_run(
     config: Path, runs: Path, *, steps: int = 1000, score: Callable[[Job], Outcome] = outcome_of
 ) -> RunDir:
-    """Search the config of ``tests.small.make_search`` and return the run's folder.
+    """Search the config of ``tests.small.make_search``, or go on with it, and return the run's folder.
 
     Args:
         config: The config.
@@ -87,13 +87,16 @@ def make_run(
     found = _parents(loaded)
     contents = {name: parent.content for name, parent in found.items()}
     name = loaded.config.name or "run"
-    run = RunDir.create(
-        runs / name,
-        name=name,
-        config_text=resolved_yaml(loaded),
-        identity={"some": "identity"},
-        parents=found,
-    )
+    if (runs / name / "run.json").exists():
+        run = RunDir.open(runs / name)
+    else:
+        run = RunDir.create(
+            runs / name,
+            name=name,
+            config_text=resolved_yaml(loaded),
+            identity={"some": "identity"},
+            parents=found,
+        )
     space = derive(loaded)
     search = loaded.config.search
     population = search.population or 4
