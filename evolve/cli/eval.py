@@ -208,7 +208,9 @@ def _rows(
             for task, interval in found.tasks.items():
                 row["tasks"][task] |= {"low": ends(interval)["low"], "high": ends(interval)["high"]}
             row |= {"low": more["average"]["low"], "high": more["average"]["high"]}
-            row |= {key: more[key] for key in ("kept", "parameters", "bytes", "items_per_second")}
+            row |= {
+                key: more[key] for key in ("kept", "kept_tasks", "parameters", "bytes", "items_per_second")
+            }
             gap = _compared(parent.name, split, parents[0].name, outcomes, score)
             row["first_minus_this"] = comparison(gap) if gap else None
         rows.append(row)

@@ -11,19 +11,19 @@ from typing import TYPE_CHECKING, Any
 
 from evolve.report import numbers
 from evolve.score.intervals import Interval, task_interval
-from evolve.score.statistics import interval, kept
+from evolve.score.statistics import interval, kept, kept_on
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from evolve.config.schema import ScoreConfig
-    from evolve.score.objective import Parents
+    from evolve.score.objective import Parents, Tasks
     from evolve.types import Scored
 
 NOTE = (
-    "average: weighted mean of the metrics. keeps of X: (model - chance) / (X - chance), the mean over the "
-    "tasks on which X is above chance; n/a where there is none. items/s: one measurement, with whatever else "
-    "the machine did."
+    "average: weighted mean of the metrics. keeps of X: how much of what X has above chance the model has "
+    "too, gains on one task not counted against losses on another; n/a where X is nowhere above chance. "
+    "items/s: one measurement, with whatever else the machine did."
 )
 
 
@@ -67,6 +67,7 @@ class Row:
         label: The model.
         tasks: Task to its metric with the 95 % interval.
         kept: Parent to the share of its skill that the model keeps, None where the parent has none.
+        kept_tasks: Parent to (model - chance) / (parent - chance) on each task where it has any skill.
         average: The weighted mean of the metrics.
         size: Its size, or None.
         speed: Items a second, or None.
@@ -76,6 +77,7 @@ class Row:
     label: str
     tasks: Mapping[str, Interval]
     kept: Mapping[str, Interval | None]
+    kept_tasks: Mapping[str, Mapping[str, Interval]]
     average: Interval
     size: Size | None
     speed: float | None
@@ -102,6 +104,7 @@ def sources(models: Sequence[Measured], parents: Parents, config: ScoreConfig) -
             label=model.label,
             tasks={name: task_interval(task) for name, task in model.scored.tasks.items()},
             kept={name: kept(model.scored.tasks, tasks, config) for name, tasks in parents.items()},
+            kept_tasks={name: _on_tasks(model.scored.tasks, tasks) for name, tasks in parents.items()},
             average=interval(model.scored.tasks, config),
             size=model.size,
             speed=model.speed,
@@ -109,6 +112,11 @@ def sources(models: Sequence[Measured], parents: Parents, config: ScoreConfig) -
         )
         for model in models
     )
+
+
+def _on_tasks(tasks: Tasks, parent: Tasks) -> dict[str, Interval]:
+    found = {name: kept_on(task, parent[name]) for name, task in tasks.items() if name in parent}
+    return {name: one for name, one in found.items() if one is not None}
 
 
 def cells(rows: Sequence[Row], metrics: Mapping[str, str]) -> tuple[list[str], list[list[str]]]:
@@ -139,6 +147,10 @@ def to_json(rows: Sequence[Row]) -> list[dict[str, Any]]:
             "model": row.label,
             "tasks": {name: ends(found) for name, found in row.tasks.items()},
             "kept": {name: None if found is None else ends(found) for name, found in row.kept.items()},
+            "kept_tasks": {
+                name: {task: ends(one) for task, one in found.items()}
+                for name, found in row.kept_tasks.items()
+            },
             "average": ends(row.average),
             "parameters": row.size.parameters if row.size else None,
             "bytes": row.size.bytes if row.size else None,

@@ -155,38 +155,52 @@ def task_compare(first: TaskScore, second: TaskScore, *, confidence: float = CON
 
 
 def kept(
-    tasks: Tasks, parent: Tasks, config: ScoreConfig, *, confidence: float = CONFIDENCE, seed: int = 0
+    tasks: Tasks, parent: Tasks, config: ScoreConfig, *, confidence: float = CONFIDENCE
 ) -> Interval | None:
     """Return the share of a parent's skill that a model has kept: 1 is all of it.
 
-    On a task it is (model - chance) / (parent - chance), over the items that both have; over tasks the mean,
-    by the tasks' weights. A task counts where its chance is known and the parent is above it, the whole
-    interval counted. None: no task counts.
+    It is the sum of min(model, parent) - chance over the sum of parent - chance, weighted as in the
+    objective: what a model gains on one task does not make up for what it has lost on another. A task counts
+    where its chance is known and the parent is above it, the whole interval counted. None: no task counts.
 
     Args:
         tasks: The model's scores, with items.
         parent: The parent's.
         config: Tasks and weights.
         confidence: Of the interval.
-        seed: Of the draws.
     """
-    value = total = 0.0
-    draws = np.zeros(DRAWS)
-    weights = {entry.task: entry.weight for entry in config.tasks}
-    for index, (name, theirs) in enumerate(parent.items()):
-        if name not in tasks or not weights.get(name) or not has_skill(theirs):
+    ours, theirs = np.zeros(DRAWS + 1), np.zeros(DRAWS + 1)
+    for index, entry in enumerate(config.tasks):
+        if entry.task not in tasks or entry.task not in parent or not entry.weight:
             continue
-        chance = theirs.chance or 0.0
-        try:
-            a, b = _paired(name, tasks[name], theirs)
-        except ValueError:
-            continue
-        ours, parents = paired_draws(a, b, np.random.default_rng([seed, index]))
-        value += weights[name] * float((a.mean() - chance) / (b.mean() - chance))
-        with np.errstate(divide="ignore", invalid="ignore"):
-            draws += weights[name] * np.nan_to_num((ours - chance) / (parents - chance), nan=1.0)
-        total += weights[name]
-    return ends(value / total, draws / total, confidence) if total else None
+        found = _skills(tasks[entry.task], parent[entry.task], index)
+        if found is not None:
+            ours += entry.weight * np.minimum(*found)
+            theirs += entry.weight * found[1]
+    return _ratio(ours, theirs, confidence) if theirs[0] > 0 else None
+
+
+def kept_on(task: TaskScore, parent: TaskScore, *, confidence: float = CONFIDENCE) -> Interval | None:
+    """Return (model - chance) / (parent - chance) on one task, above 1 where the model is better, or None."""
+    found = _skills(task, parent, 0)
+    return None if found is None else _ratio(*found, confidence)
+
+
+def _skills(task: TaskScore, parent: TaskScore, seed: int) -> tuple[Array, Array] | None:
+    """Return what two models have above chance: their scores, then draws of them."""
+    common = [key for key in task.items if key in parent.items]
+    if not common or not has_skill(parent) or parent.chance is None:
+        return None
+    a, b = (np.array([one.items[key] for key in common]) for one in (task, parent))
+    draws = paired_draws(a, b, np.random.default_rng([0, seed]))
+    ours, theirs = (np.append(one.mean(), drawn) for one, drawn in zip((a, b), draws, strict=True))
+    return ours - parent.chance, theirs - parent.chance
+
+
+def _ratio(ours: Array, theirs: Array, confidence: float) -> Interval:
+    with np.errstate(divide="ignore", invalid="ignore"):
+        found = np.nan_to_num(ours / theirs, nan=1.0)
+    return ends(float(found[0]), found[1:], confidence)
 
 
 def has_skill(task: TaskScore) -> bool:

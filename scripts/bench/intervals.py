@@ -207,6 +207,7 @@ def cases() -> Iterator[Case]:
     yield skill(0.6, 0.7, 0.25, 200)
     yield skill(0.95, 0.97, 0.25, 200)
     yield skill(0.3, 0.5, 0.0, 100)
+    yield skill(0.7, 0.7, 0.25, 200)
     for count in (5, 20):
         for kind in ("naive", "corrected", "other", "gap"):
             yield winner(kind, count, 400)

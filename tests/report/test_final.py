@@ -147,6 +147,17 @@ def test_what_is_kept_worked_by_hand():
     assert sources([Measured("m", model)], {"p": unknown}, block())[0].kept["p"] is None
 
 
+def test_a_gain_elsewhere_does_not_make_up_for_a_loss():
+    config = ScoreConfig.model_validate({"tasks": [{"task": name, "metric": "acc"} for name in "ab"]})
+    parent = {"a": score([1] * 80 + [0] * 20, 0.0), "b": score([1] * 40 + [0] * 60, 0.0)}
+    tasks = {"a": score([1] * 40 + [0] * 60, 0.0), "b": score([1] * 90 + [0] * 10, 0.0)}
+    (row,) = sources([Measured("m", Scored(0.65, 0.0, tasks))], {"p": parent}, config)
+    assert row.kept["p"].value == pytest.approx((0.4 + 0.4) / (0.8 + 0.4))
+    assert {name: one.value for name, one in row.kept_tasks["p"].items()} == pytest.approx(
+        {"a": 0.5, "b": 2.25}
+    )
+
+
 @pytest.mark.parametrize(
     ("number", "text"), [(950, "950"), (9_312, "9,312"), (42_000, "42 k"), (134_515_008, "135 M")]
 )
