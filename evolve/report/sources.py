@@ -173,7 +173,8 @@ def percent(found: Interval | None) -> str:
     """Return ``97 % [91, 104]``, or ``n/a`` where there is no skill to keep."""
     if found is None:
         return "n/a"
-    return f"{100 * found.value:.0f} % [{100 * found.low:.0f}, {100 * found.high:.0f}]"
+    value, low, high = (round(100 * end) for end in (found.value, found.low, found.high))
+    return f"{value} % [{low}, {high}]"
 
 
 def count(number: int) -> str:
