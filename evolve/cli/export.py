@@ -95,7 +95,7 @@ def notes(material: Material, summary: Summary, trial: Trial) -> list[str]:
 
     found = [f"run {material.name}, trial {trial.number}, search seed {summary.seed}"]
     if trial.scored is not None and material.loaded.config.score is not None:
-        score = interval(trial.scored.tasks, material.loaded.config.score)
+        score = interval(trial.scored.tasks, material.loaded.config.score, material.reference("search"))
         found.append(f"search score {numbers.interval(score.value, score.low, score.high)}")
     for entry in summary.table:
         scores = ", ".join(

@@ -22,6 +22,7 @@ import contextlib
 import fcntl
 import logging
 import os
+from array import array
 from typing import TYPE_CHECKING, Any
 
 from evolve.store.atomic import explained, make_folder, sync_folder, write_bytes
@@ -55,7 +56,7 @@ class ItemTable:
         self._position = 0
         self._schema: Any = None
         self._sets: dict[str, tuple[str, ...]] = {}
-        self._rows: dict[tuple[str, str], tuple[str, tuple[float, ...]]] = {}
+        self._rows: dict[tuple[str, str], tuple[str, array[float]]] = {}
 
     def get(self, job: str, task: str) -> dict[str, float] | None:
         """Return key to metric of the items of a job's task, or None: nothing is known of it."""
@@ -151,7 +152,7 @@ class ItemTable:
         for row in batch.to_pylist():
             if row["keys"] is not None:
                 self._sets[row["set"]] = tuple(row["keys"])
-            self._rows[row["job"], row["task"]] = (row["set"], tuple(row["values"]))
+            self._rows[row["job"], row["task"]] = (row["set"], array("d", row["values"]))
 
     def _cut(self, descriptor: int, size: int) -> None:
         """Cut off what is no whole batch, and keep it beside the file."""
