@@ -9,7 +9,7 @@ import contextlib
 import functools
 import math
 import time
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -20,9 +20,12 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from contextlib import AbstractContextManager
 
+    from pydantic import BaseModel
+
     from evolve.config.load import Loaded
     from evolve.config.schema import ScoreConfig
     from evolve.engine.base import EvaluatorSpec, Loop, Pool
+    from evolve.score.overlap import Overlap
     from evolve.search.generations import Generations
     from evolve.store.rundir import RunDir
     from evolve.types import Parent, Recipe
@@ -44,6 +47,7 @@ class Prepared:
         fingerprint: Hash of tasks and items, as the scorer reports it.
         population: Candidates per generation.
         changed: Whether the config differs from the folder's and the user allows it.
+        overlaps: What the items share with the texts that the recipe reads.
     """
 
     loaded: Loaded
@@ -53,6 +57,7 @@ class Prepared:
     fingerprint: str
     population: int
     changed: bool = False
+    overlaps: tuple[Overlap, ...] = ()
 
     @property
     def contents(self) -> dict[str, str]:
@@ -63,14 +68,18 @@ class Prepared:
     def score_key(self) -> str:
         """Hash of everything that decides a score: a recorded score counts only under the same key."""
         weights = [[task.task, task.metric, task.weight] for task in self.score.counted]
-        return content_hash(
-            {
-                "tasks": self.fingerprint,
-                "weights": weights,
-                "backend": self.score.backend,
-                "dtype": self.score.dtype,
-            }
-        )
+        document: dict[str, Any] = {
+            "tasks": self.fingerprint,
+            "weights": weights,
+            "backend": self.score.backend,
+            "dtype": self.score.dtype,
+        }
+        # Only what differs from the weighted mean, so that keys of earlier runs stay.
+        if self.score.objective != "weighted":
+            document["objective"] = self.score.objective
+        if self.score.retention is not None:
+            document["retention"] = self.score.retention.model_dump()
+        return content_hash(document)
 
 
 def run(
@@ -118,6 +127,7 @@ def run(
             generations=1 + math.ceil((loaded.config.search.trials - 1) / prepared.population),
             score_key=prepared.score_key,
             study=study_name(prepared),
+            overlaps=[asdict(one) for one in prepared.overlaps],
         )
         _check_study(prepared)
         if watch is not None:
@@ -161,7 +171,7 @@ def prepare(
     scorer.prepare()
     population = population_of(config.search, len(space.genes))
     folder, changed = _open_folder(loaded, parents, runs=runs, allow_config_change=allow_config_change)
-    return Prepared(loaded, folder, parents, score, scorer.fingerprint, population, changed)
+    return Prepared(loaded, folder, parents, score, scorer.fingerprint, population, changed, checked.overlaps)
 
 
 def _resolved(score: ScoreConfig | None) -> ScoreConfig:
@@ -199,7 +209,7 @@ def _open_folder(
         text = resolved_yaml(loaded)
         return RunDir.create(path, name=name, config_text=text, identity=identity, parents=parents), False
     folder = RunDir.open(path)
-    changes = difference(folder.identity(), identity)
+    changes = difference(_completed(folder.identity()), identity)
     if changes and not allow_config_change:
         raise RunError(
             f"{path}: the config differs from the one that this run was started with:\n  "
@@ -215,6 +225,25 @@ def _identity(loaded: Loaded, parents: Mapping[str, Parent]) -> dict[str, Any]:
     document["models"] = {name: parent.content for name, parent in parents.items()}
     document["pipeline"] = without_paths(document["pipeline"])
     return document
+
+
+def _completed(identity: dict[str, Any]) -> dict[str, Any]:
+    """Return the identity of a run with the keys that the schema has got since then, at their defaults."""
+    from evolve.config.schema import EngineConfig, ScoreConfig, SearchConfig
+
+    blocks: dict[str, type[BaseModel]] = {
+        "score": ScoreConfig,
+        "search": SearchConfig,
+        "engine": EngineConfig,
+    }
+    known = {key: schema for key, schema in blocks.items() if isinstance(identity.get(key), dict)}
+    try:
+        filled = {
+            key: schema.model_validate(identity[key]).model_dump(mode="json") for key, schema in known.items()
+        }
+    except ValueError:  # a key that the schema has no more; the difference shows it
+        return identity
+    return {**identity, **filled}
 
 
 def study_name(prepared: Prepared) -> str:
@@ -334,6 +363,7 @@ def open_loop(prepared: Prepared, pool: Pool) -> Loop:
         baselines=compared,
         score_key=prepared.score_key,
         holdout=prepared.score.holdout.items > 0,
+        score=prepared.score,
     )
     return _Locked(Generations(prepared.folder, space, searcher, plan, pool.run), stack)
 

@@ -122,6 +122,7 @@ class TaskScore:
         stderr: Its standard error over items, or NaN where the task gives none.
         higher_is_better: Direction of the metric.
         items: Item key (hash of the item's content) to the metric of that item.
+        chance: What guessing gives, or None where nobody can say.
     """
 
     metric: str
@@ -129,6 +130,7 @@ class TaskScore:
     stderr: float
     higher_is_better: bool
     items: Mapping[str, float] = field(default_factory=dict)
+    chance: float | None = None
 
 
 @dataclass(frozen=True)
@@ -185,10 +187,14 @@ class Job:
         return f"{self.recipe.hash}-{self.split}"
 
 
-def outcome_to_json(outcome: Outcome) -> dict[str, Any]:
+def outcome_to_json(outcome: Outcome, *, items: bool = True) -> dict[str, Any]:
     """Return a JSON object that :func:`outcome_from_json` reads back, the log left out.
 
     NaN standard errors become null, since JSON has no NaN.
+
+    Args:
+        outcome: The outcome.
+        items: Whether the metric of every item is in it.
     """
     if isinstance(outcome, Failed):
         return {
@@ -208,7 +214,8 @@ def outcome_to_json(outcome: Outcome) -> dict[str, Any]:
                 "value": task.value,
                 "stderr": _finite_or_none(task.stderr),
                 "higher_is_better": task.higher_is_better,
-                "items": dict(task.items),
+                **({} if task.chance is None else {"chance": task.chance}),
+                **({"items": dict(task.items)} if items else {}),
             }
             for name, task in outcome.tasks.items()
         },
@@ -226,7 +233,8 @@ def outcome_from_json(data: Mapping[str, Any]) -> Outcome:
             value=task["value"],
             stderr=_nan_if_none(task["stderr"]),
             higher_is_better=task["higher_is_better"],
-            items=task["items"],
+            items=task.get("items", {}),
+            chance=task.get("chance"),
         )
         for name, task in data["tasks"].items()
     }

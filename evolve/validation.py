@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from evolve import contamination
 from evolve.errors import ConfigError, ModelError, Problem
 
 if TYPE_CHECKING:
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 
     from evolve.config.load import Loaded
     from evolve.config.schema import ScoreConfig
+    from evolve.score.overlap import Overlap
+    from evolve.score.tasks import LoadedTask
     from evolve.types import Parent
     from evolve.weights.model import Model
 
@@ -79,11 +82,13 @@ class Checked:
         parents: Name to parent, contents left empty.
         warnings: Sentences for the user.
         facts: What a search will need.
+        overlaps: What the items share with the texts that the recipe reads.
     """
 
     parents: Mapping[str, Parent]
     warnings: tuple[str, ...]
     facts: Facts
+    overlaps: tuple[Overlap, ...] = ()
 
 
 def check(loaded: Loaded, *, runs: Path = Path("runs")) -> Checked:
@@ -102,17 +107,20 @@ def check(loaded: Loaded, *, runs: Path = Path("runs")) -> Checked:
     if not problems:
         problems += stage_problems(loaded, models)
     score = loaded.config.score
+    tasks: list[LoadedTask] = []
     items: dict[str, tuple[int, int]] = {}
     if score is not None:
-        items, found = _tasks(loaded, score)
+        tasks, items, found = _tasks(loaded, score)
         problems += found
     if problems:
         raise ConfigError(problems)
     facts = _facts(loaded, models, items, runs)
-    problems = _resources(loaded, facts, runs)
+    shared = contamination.check(loaded, tasks)
+    problems = [*_resources(loaded, facts, runs), *shared.problems]
     if problems:
         raise ConfigError(problems)
-    return Checked(parents, (*remarks(parents, models), *_warnings(loaded, facts)), facts)
+    warnings = (*remarks(parents, models), *_warnings(loaded, facts), *shared.warnings)
+    return Checked(parents, warnings, facts, shared.overlaps)
 
 
 def open_parents(loaded: Loaded) -> tuple[dict[str, Parent], dict[str, Model], list[Problem]]:
@@ -148,7 +156,10 @@ def stage_problems(loaded: Loaded, models: Mapping[str, Model]) -> list[Problem]
     return [loaded.problem(path, message) for path, message in check_stages(loaded.stages, models)]
 
 
-def _tasks(loaded: Loaded, score: ScoreConfig) -> tuple[dict[str, tuple[int, int]], list[Problem]]:
+def _tasks(
+    loaded: Loaded, score: ScoreConfig
+) -> tuple[list[LoadedTask], dict[str, tuple[int, int]], list[Problem]]:
+    """Return the tasks, the number of items of everything that has a score, and what is wrong."""
     from evolve.score.scorers.base import make_scorers
     from evolve.score.tasks import load_tasks
 
@@ -156,7 +167,7 @@ def _tasks(loaded: Loaded, score: ScoreConfig) -> tuple[dict[str, tuple[int, int
     scorers, wrong = make_scorers(score)
     items = {task.config.task: (len(task.sets["search"]), len(task.sets["holdout"])) for task in tasks}
     items |= {name: (one.sizes["search"], one.sizes["holdout"]) for name, one in scorers.items()}
-    return items, [loaded.problem(("score", *path), message) for path, message in [*found, *wrong]]
+    return tasks, items, [loaded.problem(("score", *path), message) for path, message in [*found, *wrong]]
 
 
 def _facts(

@@ -23,7 +23,7 @@ def best(run: str, count: int, runs: Path, style: str) -> None:
     """List the best candidates of RUN beside the baselines.
 
     The baselines are the parents and the plain average. Equal recipes are listed once.
-    Only the best one has holdout scores.
+    The best few have holdout scores, on the half of the items that did not choose the winner.
     """
     from evolve.report import text
     from evolve.report.data import to_json
@@ -42,7 +42,7 @@ def best(run: str, count: int, runs: Path, style: str) -> None:
         print_table(header, cells, title=f"{summary.name}: {text.verdict(summary)}")
         from rich.text import Text
 
-        print_rich(Text(text.FOOTNOTE, "dim"))
+        print_rich(Text(text.footnote(summary), "dim"))
 
 
 def _row(entry: dict[str, Any]) -> dict[str, Any]:

@@ -18,7 +18,8 @@ from evolve.cli.output import print_rich
 from evolve.cli.paths import shown
 from evolve.errors import EvolveError
 from evolve.report import text
-from evolve.types import Scored, outcome_to_json
+from evolve.score.objective import needs_parents, valued
+from evolve.types import Scored, outcome_from_json, outcome_to_json
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -52,7 +53,7 @@ def close(run: RunDir, *, say: Callable[[str], None] | None = None) -> Summary:
         if summary.best is not None:
             run.write_state(phase="export")
             _export(run, loaded, material, summary, say)
-            _score_fresh(run, summary, say)
+            _score_fresh(run, material, summary, say)
         run.write_state(phase="done")
         summary = summarise(collect(run, loaded), shown(run.path))
         write_report(run, loaded, summary)
@@ -97,7 +98,11 @@ def commands(summary: Summary) -> list[str]:
 
 def notes(summary: Summary) -> list[str]:
     """Return the sentences that an exported recipe carries."""
-    return [f"run {summary.name}: {text.verdict(summary)}", text.FOOTNOTE, f"search seed {summary.seed}"]
+    return [
+        f"run {summary.name}: {text.verdict(summary)}",
+        text.footnote(summary),
+        f"search seed {summary.seed}",
+    ]
 
 
 def _recipe_text(run: RunDir, loaded: Loaded, summary: Summary) -> str:
@@ -142,7 +147,7 @@ def _export(
                 f"{summary.name}-best",
                 loaded.config.score,
                 text.rows(summary, summary.table),
-                [text.FOOTNOTE],
+                [text.footnote(summary)],
             ),
             folder=run.working_folder,
             progress=progress,
@@ -161,7 +166,7 @@ def built_recipe(model: Path) -> str:
     return words[2] if words[:2] == ["#", "recipe"] and len(words) > 2 else ""
 
 
-def _score_fresh(run: RunDir, summary: Summary, say: Callable[[str], None]) -> None:
+def _score_fresh(run: RunDir, material: Material, summary: Summary, say: Callable[[str], None]) -> None:
     """Score the exported folder in a process of its own, and keep both scores side by side."""
     outcome = summary.best.search if summary.best else None
     if summary.best is None or not isinstance(outcome, Scored):
@@ -174,7 +179,8 @@ def _score_fresh(run: RunDir, summary: Summary, say: Callable[[str], None]) -> N
         return
     say("scoring the exported folder in a fresh process")
     try:
-        fresh = {"recipe": recipe, **_score_of(evaluate_fresh(run, run.path / "export" / "model"))}
+        found = evaluate_fresh(run, run.path / "export" / "model")
+        fresh = {"recipe": recipe, **_score_of(_valued(found, material))}
     except EvolveError as error:
         logger.warning("the exported folder could not be scored in a fresh process: %s", error)
         run.write_state(hot_score=hot, fresh_score=None)
@@ -203,6 +209,14 @@ def evaluate_fresh(run: RunDir, model: Path) -> dict[str, Any]:
     (result,) = json.loads(done.stdout)
     found: dict[str, Any] = result
     return found
+
+
+def _valued(found: dict[str, Any], material: Material) -> dict[str, Any]:
+    """Return an outcome with its value: the other process does not know the parents that it may depend on."""
+    score = material.loaded.config.score
+    if score is None or not needs_parents(score):
+        return found
+    return outcome_to_json(valued(outcome_from_json(found), score, material.reference("search")))
 
 
 def _score_of(outcome: dict[str, Any]) -> dict[str, Any]:

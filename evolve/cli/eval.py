@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
@@ -13,64 +14,107 @@ from evolve.errors import ModelError, UserError
 from evolve.types import Failed, Scored, outcome_to_json
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from evolve.config.schema import ScoreConfig
-    from evolve.types import Outcome, Parent, Split
+    from evolve.report.sources import Row
+    from evolve.score.statistics import Comparison
+    from evolve.types import Outcome, Parent, Split, TaskScore
+
+_NOTE = (
+    "[low, high] are 95 % intervals over items; differences are paired over the same items. P(better): share "
+    "of paired bootstrap draws in which the first is better. no loss: the whole interval is above -1 point."
+)
+
+
+class _Plan(NamedTuple):
+    """What is scored, and how."""
+
+    score: ScoreConfig
+    splits: tuple[Split, ...]
+    threads: int
+    known: Mapping[str, str]
+    """Name to source of the models of the config."""
 
 
 @click.command("eval")
 @click.argument("models", nargs=-1, required=True, metavar="MODEL...")
+@click.option("--config", type=click.Path(path_type=Path), help="Config whose score block is used.")
+@click.option("--tasks", multiple=True, metavar="TASK[:METRIC],...", help="Tasks, in place of a config.")
+@click.option("--items", type=click.IntRange(min=1), help="Items per task, with --tasks; absent: all.")
+@click.option("--include-path", metavar="DIR", help="Folder with local tasks, with --tasks.")
+@click.option("--backend", default="auto", show_default=True, help="Engine, with --tasks.")
 @click.option(
-    "--config", required=True, type=click.Path(path_type=Path), help="Config whose score block is used."
+    "--parent",
+    "named",
+    multiple=True,
+    metavar="MODEL",
+    help="A MODEL whose skill the others should keep; absent: those that the config names.",
 )
 @click.option(
     "--split",
     type=click.Choice(["search", "holdout", "both"]),
     default="holdout",
     show_default=True,
-    help="Which items.",
+    help="Which items of a config.",
 )
 @format_option
 @click.pass_context
-def evaluate(ctx: click.Context, models: tuple[str, ...], config: Path, split: str, style: str) -> None:
-    """Score MODELs on the tasks of a config.
+def evaluate(
+    ctx: click.Context, /, models: tuple[str, ...], named: tuple[str, ...], style: str, **options: Any
+) -> None:
+    """Score MODELs on the tasks of a config, or on --tasks.
 
-    MODEL is a folder or a hub id. The first one is compared with each other one, item by item. The
-    exit code is 1 when a model could not be scored.
+    MODEL is a folder or a hub id. The first one is compared with each other one, item by item. Scores are
+    weighted means of the metrics, whatever the objective of the config. The exit code is 1 when a model
+    could not be scored.
     """
     from evolve.cli.scoring import score_models
 
-    loaded = load_config(config)
-    score = loaded.config.score
-    if score is None:
-        raise UserError(f"{config}: there is no score block; add the tasks to score on")
-    if split != "search" and score.holdout.items == 0:
-        if split == "holdout":
-            raise UserError(f"{config}: score.holdout.items is 0: there is no holdout; use --split search")
-        split = "search"
-    splits: tuple[Split, ...] = ("search", "holdout") if split == "both" else (_split(split),)
-    parents = _parents(models)
-    threads = max(1, int(loaded.config.engine.cpus))
-    outcomes = score_models(parents, score, splits, threads=threads)
-    rows = [
-        _row(parent.name, split, outcomes, parents[0].name, score) for parent in parents for split in splits
-    ]
+    plan = _plan(options)
+    parents = _resolved([*models, *named])
+    kept = _kept(parents, named, plan.known)
+    outcomes = score_models(parents, plan.score, plan.splits, threads=plan.threads)
+    rows = [row for split in plan.splits for row in _rows(parents, split, outcomes, kept, plan.score)]
     if style == "json":
         print_json(rows)
     elif style == "csv":
         print_csv(rows, ("model", "split", "state", "value", "low", "high"))
     else:
-        _print_table(rows, score)
+        for split in plan.splits:
+            _print_tables(parents, split, outcomes, kept, plan.score)
     if any(isinstance(outcome, Failed) for outcome in outcomes.values()):
         ctx.exit(1)
+
+
+def _plan(options: Mapping[str, Any]) -> _Plan:
+    from evolve.cli.adhoc import score_block
+
+    config, tasks = options["config"], options["tasks"]
+    if (config is None) == (not tasks):
+        raise click.UsageError("give --config CONFIG or --tasks TASK[:METRIC],..., one of them")
+    if tasks:
+        score = score_block(
+            tasks, items=options["items"], include_path=options["include_path"], backend=options["backend"]
+        )
+        return _Plan(score, ("search",), os.cpu_count() or 1, {})
+    loaded = load_config(config)
+    block, split = loaded.config.score, options["split"]
+    if block is None:
+        raise UserError(f"{config}: there is no score block; add the tasks to score on")
+    if split != "search" and block.holdout.items == 0:
+        if split == "holdout":
+            raise UserError(f"{config}: score.holdout.items is 0: there is no holdout; use --split search")
+        split = "search"
+    splits: tuple[Split, ...] = ("search", "holdout") if split == "both" else (_split(split),)
+    return _Plan(block, splits, max(1, int(loaded.config.engine.cpus)), loaded.config.models)
 
 
 def _split(split: str) -> Split:
     return "holdout" if split == "holdout" else "search"
 
 
-def _parents(models: Sequence[str]) -> list[Parent]:
+def _resolved(models: Sequence[str]) -> list[Parent]:
     from evolve.weights.hub import resolve
 
     parents, faults = [], []
@@ -84,54 +128,122 @@ def _parents(models: Sequence[str]) -> list[Parent]:
     return parents
 
 
-def _row(
-    name: str,
-    split: Split,
-    outcomes: dict[tuple[str, Split], Outcome],
-    first: str,
-    score: ScoreConfig,
-) -> dict[str, Any]:
-    from evolve.score.statistics import compare, interval
+def _kept(parents: Sequence[Parent], named: Sequence[str], known: Mapping[str, str]) -> dict[str, str]:
+    """Return the models whose skills are to be kept: what the table calls them, and their name here."""
+    from evolve.weights.hub import resolve
 
-    outcome = outcomes[name, split]
-    row: dict[str, Any] = {"model": name, "split": split, **outcome_to_json(outcome)}
-    if not isinstance(outcome, Scored):
-        return row
-    for task in row["tasks"].values():
-        del task["items"]
-    found = interval(outcome.tasks, score)
-    row |= {"low": found.low, "high": found.high, "first_minus_this": None}
-    leader = outcomes[first, split]
-    if name != first and isinstance(leader, Scored):
-        gap = compare(leader.tasks, outcome.tasks, score)
-        row["first_minus_this"] = {
-            "value": gap.difference,
-            "low": gap.low,
-            "high": gap.high,
-            "verdict": gap.verdict,
-        }
-    return row
-
-
-def _print_table(rows: list[dict[str, Any]], score: ScoreConfig) -> None:
-    from evolve.report import numbers
-
-    tasks = [task.task for task in score.counted]
-    cells = []
-    for row in rows:
-        if row["state"] == "failed":
-            cells.append([row["model"], row["split"], f"failed: {row['kind']}: {row['message']}"])
-            cells[-1] += [numbers.MISSING] * (1 + len(tasks))
+    if named:
+        return {name: name for name in dict.fromkeys(named)}
+    places = {parent.path: parent.name for parent in parents}
+    found = {}
+    for name, source in known.items():
+        try:
+            place = resolve(name, source).path
+        except ModelError:
             continue
-        gap = row["first_minus_this"] or {}
-        cells.append(
-            [
-                row["model"],
-                row["split"],
-                numbers.interval(row["value"], row["low"], row["high"]),
-                numbers.difference(gap.get("value"), gap.get("low"), gap.get("high")),
-                *(numbers.score(row["tasks"][task]["value"], row["tasks"][task]["stderr"]) for task in tasks),
-            ]
-        )
-    print_table(["model", "items", "score", "first minus this", *tasks], cells)
-    click.echo("[low, high] and ± are 95 % intervals over items; differences are paired over the same items.")
+        if place in places:
+            found[name] = places[place]
+    return found
+
+
+def _sources(
+    parents: Sequence[Parent],
+    split: Split,
+    outcomes: Mapping[tuple[str, Split], Outcome],
+    kept: Mapping[str, str],
+    score: ScoreConfig,
+) -> dict[str, Row]:
+    """Return name to row of the table of models, for those that were scored."""
+    from evolve.report.collect import size_of
+    from evolve.report.sources import Measured, sources, speed_of
+    from evolve.weights.reader import open_model
+
+    def tasks(name: str) -> Mapping[str, TaskScore] | None:
+        outcome = outcomes[name, split]
+        return outcome.tasks if isinstance(outcome, Scored) else None
+
+    models = [
+        Measured(parent.name, outcome, size_of(open_model(parent.path)), speed_of(outcome), index == 0)
+        for index, parent in enumerate(parents)
+        if isinstance(outcome := outcomes[parent.name, split], Scored)
+    ]
+    scores = {name: found for name, model in kept.items() if (found := tasks(model)) is not None}
+    return {row.label: row for row in sources(models, scores, score)}
+
+
+def _compared(
+    name: str, split: Split, first: str, outcomes: Mapping[tuple[str, Split], Outcome], score: ScoreConfig
+) -> Comparison | None:
+    from evolve.score.statistics import compare
+
+    leader, other = outcomes[first, split], outcomes[name, split]
+    if name == first or not isinstance(leader, Scored) or not isinstance(other, Scored):
+        return None
+    return compare(leader.tasks, other.tasks, score)
+
+
+def _rows(
+    parents: Sequence[Parent],
+    split: Split,
+    outcomes: Mapping[tuple[str, Split], Outcome],
+    kept: Mapping[str, str],
+    score: ScoreConfig,
+) -> list[dict[str, Any]]:
+    """Return a JSON object for each model."""
+    from evolve.report.data import comparison
+    from evolve.report.sources import ends, to_json
+
+    table = _sources(parents, split, outcomes, kept, score)
+    rows = []
+    for parent in parents:
+        outcome = outcomes[parent.name, split]
+        row: dict[str, Any] = {
+            "model": parent.name,
+            "split": split,
+            **outcome_to_json(outcome, items=False),
+        }
+        if parent.name in table:
+            found = table[parent.name]
+            (more,) = to_json([found])
+            for task, interval in found.tasks.items():
+                row["tasks"][task] |= {"low": ends(interval)["low"], "high": ends(interval)["high"]}
+            row |= {"low": more["average"]["low"], "high": more["average"]["high"]}
+            row |= {
+                key: more[key] for key in ("kept", "kept_tasks", "parameters", "bytes", "items_per_second")
+            }
+            gap = _compared(parent.name, split, parents[0].name, outcomes, score)
+            row["first_minus_this"] = comparison(gap) if gap else None
+        rows.append(row)
+    return rows
+
+
+def _print_tables(
+    parents: Sequence[Parent],
+    split: Split,
+    outcomes: Mapping[tuple[str, Split], Outcome],
+    kept: Mapping[str, str],
+    score: ScoreConfig,
+) -> None:
+    from evolve.report import numbers
+    from evolve.report.sources import NOTE, cells
+    from evolve.report.text import POINT
+
+    table = _sources(parents, split, outcomes, kept, score)
+    if table:
+        header, lines = cells(list(table.values()), {task.task: task.metric for task in score.counted})
+        print_table(header, lines, title=f"models ({split} items)")
+    for parent in parents:
+        outcome = outcomes[parent.name, split]
+        if isinstance(outcome, Failed):
+            click.echo(f"{parent.name} failed: {outcome.kind}: {outcome.message}")
+    lines = []
+    for parent in parents[1:]:
+        gap = _compared(parent.name, split, parents[0].name, outcomes, score)
+        if gap is not None:
+            difference = numbers.difference(gap.difference, gap.low, gap.high)
+            loss = "yes" if gap.no_worse_than(POINT) else "no"
+            lines.append([parent.name, difference, gap.verdict, f"{gap.superiority:.3f}", loss])
+    if lines:
+        header = ["model", "first minus this", "the first is", "P(better)", "no loss"]
+        print_table(header, lines, title=f"{parents[0].name} against the others")
+    click.echo(f"{_NOTE} {NOTE}" if table else _NOTE)

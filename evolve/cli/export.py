@@ -95,7 +95,7 @@ def notes(material: Material, summary: Summary, trial: Trial) -> list[str]:
 
     found = [f"run {material.name}, trial {trial.number}, search seed {summary.seed}"]
     if trial.scored is not None and material.loaded.config.score is not None:
-        score = interval(trial.scored.tasks, material.loaded.config.score)
+        score = interval(trial.scored.tasks, material.loaded.config.score, material.reference("search"))
         found.append(f"search score {numbers.interval(score.value, score.low, score.high)}")
     for entry in summary.table:
         scores = ", ".join(
@@ -103,8 +103,8 @@ def notes(material: Material, summary: Summary, trial: Trial) -> list[str]:
             for split in ("search", "holdout")
             if split in entry.intervals
         )
-        found.append(f"{text.label(entry)}: {scores}" if scores else f"{text.label(entry)}: not scored")
-    return [*found, text.FOOTNOTE]
+        found.append(f"{entry.label}: {scores}" if scores else f"{entry.label}: not scored")
+    return [*found, text.footnote(summary)]
 
 
 def _text(material: Material, summary: Summary, trial: Trial, recipe: Recipe, target: str) -> str:

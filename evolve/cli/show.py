@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from evolve.report.collect import Material, Trial
     from evolve.store.rundir import RunDir
+    from evolve.types import Scored
 
 
 @click.command()
@@ -49,6 +50,29 @@ def show(run: str, number: int, runs: Path, style: str) -> None:
     print_rich(*_tables(material, trial, log))
 
 
+def _tasks(material: Material, scored: Scored) -> RenderableType:
+    """Return the tasks with intervals, and how much better the candidate is there than each parent."""
+    from evolve.report import numbers
+    from evolve.report.sources import percent
+    from evolve.score.intervals import task_interval
+    from evolve.score.statistics import kept, task_compare
+
+    score, parents = material.loaded.config.score, material.parents_on("search")
+    rows = []
+    for name, task in scored.tasks.items():
+        found = task_interval(task)
+        row = [name, task.metric, numbers.interval(found.value, found.low, found.high)]
+        for tasks in parents.values():
+            common = name in tasks and task.items.keys() & tasks[name].items.keys()
+            gap = task_compare(task, tasks[name]) if common else None
+            row.append(numbers.difference(gap.value, gap.low, gap.high) if gap else numbers.MISSING)
+        rows.append(row)
+    if score is not None and parents:
+        shares = [percent(kept(scored.tasks, tasks, score)) for tasks in parents.values()]
+        rows.append(["keeps of it", "", "", *shares])
+    return table(["task", "metric", "score", *(f"better than {name} by" for name in parents)], rows)
+
+
 def _document(material: Material, trial: Trial) -> dict[str, Any] | None:
     from evolve.export.recipe import recipe_document
 
@@ -67,13 +91,17 @@ def _tables(material: Material, trial: Trial, log: Path | None) -> list[Renderab
 
     from evolve.config.dump import to_yaml
     from evolve.report import numbers
-    from evolve.score.statistics import interval, task_interval
+    from evolve.score.objective import shortfalls
+    from evolve.score.statistics import interval
 
     score = material.loaded.config.score
     facts: list[tuple[str, str]] = [("state", trial.state)]
     if trial.scored is not None and score is not None:
-        whole = interval(trial.scored.tasks, score)
+        parents = material.reference("search")
+        whole = interval(trial.scored.tasks, score, parents)
         facts.append(("value", numbers.interval(whole.value, whole.low, whole.high)))
+        for task, excess in shortfalls(trial.scored.tasks, score, parents).items():
+            facts.append(("loses too much", f"{task}: {excess:.4f} below what score.retention allows"))
     if trial.failure is not None:
         facts += [("failure", trial.failure.kind), ("message", trial.failure.message)]
     facts.append(("recipe", trial.recipe_hash or numbers.MISSING))
@@ -83,11 +111,7 @@ def _tables(material: Material, trial: Trial, log: Path | None) -> list[Renderab
         facts.append(("log", shown(log)))
     parts = [table(["", ""], facts, title=f"{material.name}, trial {trial.number}")]
     if trial.scored is not None:
-        rows = []
-        for name, task in trial.scored.tasks.items():
-            found = task_interval(task)
-            rows.append([name, task.metric, numbers.interval(found.value, found.low, found.high)])
-        parts.append(table(["task", "metric", "score"], rows))
+        parts.append(_tasks(material, trial.scored))
     if trial.params:
         params = [
             [name, f"{value:.6g}" if isinstance(value, float) else value]

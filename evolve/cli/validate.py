@@ -48,6 +48,13 @@ def _rows(checked: Checked) -> list[tuple[str, str]]:
     )
     for task, (search, holdout) in facts.items.items():
         rows.append((f"task {task}", f"{search} items for the search, {holdout} for the holdout"))
+    rows += [
+        (
+            f"overlap with {one.corpus}",
+            f"{one.shared} of {one.items} {one.split} items of {one.task} (too short to seek: {one.short})",
+        )
+        for one in checked.overlaps
+    ]
     if not facts.genes:
         return [*rows, ("genes", "0: a fixed recipe, for `evolve build`")]
     return [
@@ -72,4 +79,5 @@ def _json(checked: Checked) -> dict[str, object]:
         "parents": {name: asdict(parent) for name, parent in checked.parents.items()},
         "warnings": list(checked.warnings),
         "facts": asdict(checked.facts),
+        "overlaps": [asdict(one) for one in checked.overlaps],
     }

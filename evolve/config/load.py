@@ -103,6 +103,7 @@ def load_text(text: str, source: str, overrides: Iterable[str] = ()) -> Loaded:
         found = [one for one in found if one.path != ("models",)]
     models = data.get("models")
     found += wiring(models if isinstance(models, dict) else {}, views)
+    found += _retention(data)
     found += _default_name(data, source)
     checked = [document.problem(path, message, key=at_key) for path, message, at_key in found]
     # A value that YAML itself could not read is null here; what the schema says of that is noise.
@@ -216,6 +217,18 @@ def _of_mergekit(one: Complaint) -> Complaint:
             one.path, f"{key} belongs into slices: [{{sources: [{{model, layer_range}}]}}]", True
         )
     return one
+
+
+def _retention(data: dict[str, Any]) -> list[Complaint]:
+    """Return what is wrong with the name of the model whose skills are to be kept."""
+    block: Any = data
+    for key in ("score", "retention", "model"):
+        block = block.get(key) if isinstance(block, dict) else None
+    models = data.get("models")
+    if not isinstance(block, str) or not isinstance(models, dict) or block in models:
+        return []
+    message = f"no model is named {block!r}{did_you_mean(block, [str(name) for name in models])}"
+    return [Complaint(("score", "retention", "model"), message)]
 
 
 def _default_name(data: dict[str, Any], source: str) -> list[Complaint]:

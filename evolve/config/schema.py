@@ -80,6 +80,18 @@ class HoldoutConfig(Block):
 
     items: int = Field(default=200, ge=0)
     """Items per task. 0 turns the holdout off."""
+    top: int = Field(default=5, ge=1)
+    """So many of the best candidates are scored on it. With more than one, the winner is chosen on one half
+    of the items and reported on the other."""
+
+
+class RetentionConfig(Block):
+    """A candidate must not lose what a model can do."""
+
+    model: Text
+    """Name of one of the ``models``."""
+    loss: float = Field(default=0.01, ge=0)
+    """How far below that model a candidate may be on any task, in the unit of the task's metric."""
 
 
 class ScoreConfig(Block):
@@ -88,9 +100,16 @@ class ScoreConfig(Block):
     backend: Annotated[str, _known("backend", lambda: ("auto", *ENGINES.names()))] = "auto"
     """Engine: ``vllm``, ``hf``, or ``auto`` (vllm where it can be imported, else hf)."""
     tasks: list[TaskConfig] = Field(default_factory=list)
-    """The tasks; the objective is the weighted mean of their metrics and of those of the scorers."""
+    """The tasks that the objective is made of."""
     scorers: list[dict[str, Any]] = Field(default_factory=list)
-    """Further scorers, each ``{kind: block}``, such as ``bits_per_byte`` or ``size``."""
+    """Further scorers, each ``{kind: block}``, such as ``bits_per_byte``; parts of the objective, too."""
+    objective: Literal["weighted", "normalised", "worst"] = "weighted"
+    """``weighted``: the weighted mean of the metrics. ``normalised``: the weighted mean of the tasks on a
+    scale where the worst parent is 0 and the best parent is 1. ``worst``: the lowest task on that scale."""
+    retention: RetentionConfig | None = None
+    """A candidate that loses more than this ranks below every one that does not; absent: no limit."""
+    shared_text: Literal["error", "report"] = "error"
+    """What to do where items of search and holdout share text, as questions on one passage do."""
     holdout: HoldoutConfig = HoldoutConfig()
     """The items that only the report uses."""
     include_path: str | None = None

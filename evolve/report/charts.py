@@ -1,4 +1,4 @@
-"""The two pictures of the report as SVG: the convergence curve, and bars with intervals."""
+"""The pictures of the report as SVG: the convergence curve, bars with intervals, parameters over depth."""
 
 from __future__ import annotations
 
@@ -129,6 +129,43 @@ def bars(rows: Sequence[Bar], title: str) -> str:
         text = numbers.interval(row.value, row.low, row.high)
         parts.append(_text(_WIDTH - 182, middle + 4, text, "start"))
     return _svg(height, title, parts)
+
+
+def layers(rows: Sequence[tuple[str, Sequence[float]]], title: str) -> str:
+    """Return a map of parameters over depth: a row a parameter, a cell a layer, stronger where larger.
+
+    Each row has its own scale: its largest absolute value is the full colour, and stands at its right.
+    """
+    width = max((len(values) for _, values in rows), default=0)
+    if not width:
+        return ""
+    start, end, top, height = 220, _WIDTH - 190, 8, 24
+    step = (end - start) / width
+    parts = []
+    for index, (label, values) in enumerate(rows):
+        y = top + height * index
+        largest = max(abs(value) for value in values)
+        parts.append(_text(start - 8, y + 15, _short(label, 32), "end"))
+        for layer, value in enumerate(values):
+            strength = round(abs(value) / largest, 3) if largest else 0
+            kind = "plus" if value >= 0 else "minus"
+            x = round(start + step * layer, 2)
+            parts.append(
+                f'<rect class="cell {kind}" x="{x}" y="{y}" width="{step:.2f}" height="{height - 3}" '
+                f'fill-opacity="{strength}"><title>layer {layer}: {value:.4g}</title></rect>'
+            )
+        parts.append(_text(end + 8, y + 15, _span(values), "start"))
+    bottom = top + height * len(rows)
+    for layer in sorted({0, (width - 1) // 2, width - 1}):
+        parts.append(_text(round(start + step * (layer + 0.5), 2), bottom + 14, str(layer), "middle"))
+    parts.append(_text((start + end) / 2, bottom + 32, "layer", "middle"))
+    return _svg(bottom + 40, title, parts)
+
+
+def _span(values: Sequence[float]) -> str:
+    """Return the one value of a row, or those of its first and last layer."""
+    first, last = values[0], values[-1]
+    return f"{first:.3g}" if min(values) == max(values) else f"{first:.3g} … {last:.3g}"
 
 
 def _short(label: str, most: int) -> str:

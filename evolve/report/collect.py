@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from evolve.types import Failed, Job, Outcome, Recipe, Scored
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
     from pathlib import Path
 
     from evolve.config.load import Loaded
+    from evolve.report.sources import Size
     from evolve.space.genes import ChoiceValue
     from evolve.store.rundir import RunDir
-    from evolve.types import FailureKind, Parent, Split
+    from evolve.types import FailureKind, Parent, Split, TaskScore
+    from evolve.weights.model import Model
+
+SPLITS: tuple[Split, ...] = ("search", "holdout")
 
 
 @dataclass(frozen=True)
@@ -68,6 +73,8 @@ class Material:
         trials: The trials in the order of their numbers.
         baselines: Name to recipe: each parent under its name, and ``average``.
         outcomes: Key of a job to its outcome, under the scoring that the run uses now.
+        sizes: Recipe's hash to the size of what it builds, as far as the parents are there.
+        layers: Layers of the first parent, or None where it is not there.
     """
 
     name: str
@@ -78,6 +85,22 @@ class Material:
     trials: tuple[Trial, ...]
     baselines: Mapping[str, Recipe]
     outcomes: Mapping[str, Outcome]
+    sizes: Callable[[Recipe], Size | None] = lambda _: None
+    layers: int | None = None
+
+    def parents_on(self, split: Split) -> dict[str, Mapping[str, TaskScore]]:
+        """Return the parents that are scored on a split, name to tasks."""
+        found = {
+            name: self.outcome(recipe, split)
+            for name, recipe in self.baselines.items()
+            if name in self.parents
+        }
+        return {name: outcome.tasks for name, outcome in found.items() if isinstance(outcome, Scored)}
+
+    def reference(self, split: Split) -> dict[str, Mapping[str, TaskScore]] | None:
+        """Return all parents' scores on a split, which values may depend on, or None: one is missing."""
+        found = self.parents_on(split)
+        return found if len(found) == len(self.parents) else None
 
     def outcome(self, recipe: Recipe, split: Split) -> Outcome | None:
         """Return what came out of a recipe on a split, or None."""
@@ -97,12 +120,14 @@ def collect(run: RunDir, loaded: Loaded) -> Material:
     parents = run.parents()
     key = state.get("score_key")
     records = [record for record in run.records() if key is None or record.score_key == key]
-    outcomes = {Job(record.recipe, record.split).key: record.outcome for record in records}
+    outcomes = {record.job.key: record.outcome for record in records}
     recipes = {record.recipe.hash: record.recipe for record in records}
     contents = {name: parent.content for name, parent in parents.items()}
-    compared = baselines(loaded, contents)
+    known = baselines(loaded, contents)
     if state.get("no_average"):
-        compared.pop(AVERAGE, None)
+        known.pop(AVERAGE, None)
+    outcomes = _valued(outcomes, loaded, known, parents)
+    sizes, layers = measured(parents)
     return Material(
         name=run.path.name,
         path=run.path,
@@ -110,9 +135,73 @@ def collect(run: RunDir, loaded: Loaded) -> Material:
         state=state,
         parents=parents,
         trials=_trials(run, loaded, state, recipes, outcomes),
-        baselines=compared,
+        baselines=known,
         outcomes=outcomes,
+        sizes=sizes,
+        layers=layers,
     )
+
+
+def _valued(
+    outcomes: Mapping[str, Outcome],
+    loaded: Loaded,
+    baselines: Mapping[str, Recipe],
+    parents: Mapping[str, Parent],
+) -> dict[str, Outcome]:
+    """Return outcomes with the values that their tasks have beside the parents'."""
+    from evolve.score.objective import valued
+
+    found = dict(outcomes)
+    for split in SPLITS:
+        scores = {
+            name: outcomes.get(Job(baselines[name], split).key) for name in parents if name in baselines
+        }
+        known = {name: one.tasks for name, one in scores.items() if isinstance(one, Scored)}
+        if len(known) == len(scores):
+            found |= {
+                key: valued(outcome, loaded.config.score, known)
+                for key, outcome in outcomes.items()
+                if key.endswith(f"-{split}")
+            }
+    return found
+
+
+def measured(parents: Mapping[str, Parent]) -> tuple[Callable[[Recipe], Size | None], int | None]:
+    """Return a function from a recipe to the size of what it builds, and the layers of the first parent.
+
+    Only headers are read. A parent that is gone makes sizes unknown.
+    """
+    from evolve.errors import EvolveError
+    from evolve.stages.merge.layers import layer_count
+    from evolve.stages.pipeline import outline
+    from evolve.weights.reader import open_model
+
+    models = {}
+    for name, parent in parents.items():
+        try:
+            models[name] = open_model(parent.path)
+        except EvolveError:
+            continue
+
+    def size(recipe: Recipe) -> Size | None:
+        if any(name not in models for name in recipe.models):
+            return None
+        try:
+            return size_of(outline(recipe, models))
+        except (EvolveError, KeyError):
+            return None
+
+    first = models.get(next(iter(parents), ""))
+    return functools.cache(size), layer_count(first) if first is not None else None
+
+
+def size_of(model: Model) -> Size:
+    """Return the size of a model, from the shapes and types of its tensors."""
+    from evolve.report.sources import Size
+    from evolve.weights.header import nbytes
+
+    specs = model.specs.values()
+    return Size(sum(spec.numel for spec in specs), sum(nbytes(spec) for spec in specs))
 
 
 def _trials(

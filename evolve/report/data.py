@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING, Any
 
-from evolve.report.text import verdict
+from evolve.report import sources
+from evolve.report.numbers import finite
+from evolve.report.text import POINT, verdict
 from evolve.types import outcome_to_json
 
 if TYPE_CHECKING:
-    from evolve.report.summary import Entry, Summary
-    from evolve.score.statistics import Comparison, Interval
+    from evolve.report.summary import Summary
+    from evolve.report.views import Entry
+    from evolve.score.intervals import Interval
+    from evolve.score.statistics import Comparison
 
-FORMAT = 1
-"""Raised when a key changes its meaning."""
+FORMAT = 2
+"""Raised when a key changes its meaning. 2: `holdout` is the half that did not choose, where one half did."""
 
 
 def to_json(summary: Summary, *, items: bool = False) -> dict[str, Any]:
@@ -39,14 +42,23 @@ def to_json(summary: Summary, *, items: bool = False) -> dict[str, Any]:
         "parents": [_entry(entry, items) for entry in summary.parents],
         "average": _entry(summary.average, items) if summary.average else None,
         "top": [_entry(entry, items) for entry in summary.top],
+        "objective": summary.score.objective if summary.score else None,
+        "sources": sources.to_json(summary.sources),
+        "final": _final(summary),
+        "finalists": [_entry(entry, items) for entry in summary.finalists],
+        "profiles": [
+            {"model": one.model, "name": one.name, "values": list(one.values)} for one in summary.profiles
+        ],
+        "overlaps": [dict(one) for one in summary.overlaps],
+        "random": list(summary.random),
         "tasks": {
             task: {"metric": metric, "weight": weight} for task, (metric, weight) in summary.tasks.items()
         },
         "curve": [
             {
                 "number": point.number,
-                "value": _finite(point.value),
-                "stderr": _finite(point.stderr),
+                "value": finite(point.value),
+                "stderr": finite(point.stderr),
                 "best": point.best,
             }
             for point in summary.curve
@@ -59,6 +71,18 @@ def to_json(summary: Summary, *, items: bool = False) -> dict[str, Any]:
     }
 
 
+def comparison(found: Comparison) -> dict[str, Any]:
+    """Return a comparison as JSON."""
+    return {
+        **_ends(found.difference, found),
+        "verdict": found.verdict,
+        "superiority": found.superiority,
+        "no_loss": found.no_worse_than(POINT),
+        "bootstrap": _ends(found.bootstrap.value, found.bootstrap),
+        "items": found.items,
+    }
+
+
 def _entry(entry: Entry, items: bool) -> dict[str, Any]:
     outcomes = {"search": entry.search, "holdout": entry.holdout}
     result: dict[str, Any] = {
@@ -67,22 +91,25 @@ def _entry(entry: Entry, items: bool) -> dict[str, Any]:
         "number": entry.number,
         "recipe": entry.recipe,
         "intervals": {split: _ends(found.value, found) for split, found in entry.intervals.items()},
-        "gaps": {
-            split: {**_ends(found.difference, found), "verdict": found.verdict, "items": found.items}
-            for split, found in entry.gaps.items()
-        },
+        "gaps": {split: comparison(found) for split, found in entry.gaps.items()},
     }
+    result["choice"] = _ends(entry.choice.value, entry.choice) if entry.choice else None
+    result["shrinkage"] = _ends(entry.shrinkage.value, entry.shrinkage) if entry.shrinkage else None
+    result["broken"] = {split: dict(tasks) for split, tasks in entry.broken.items()}
     for split, outcome in outcomes.items():
-        result[split] = outcome_to_json(outcome) if outcome else None
-        if outcome and not items:
-            for task in result[split].get("tasks", {}).values():
-                del task["items"]
+        result[split] = outcome_to_json(outcome, items=items) if outcome else None
     return result
 
 
+def _final(summary: Summary) -> dict[str, Any] | None:
+    if summary.final is None:
+        return None
+    return {
+        "winner": summary.final.winner,
+        "trials": list(summary.final.numbers),
+        "items": dict(summary.final.choice.items),
+    }
+
+
 def _ends(value: float, found: Interval | Comparison) -> dict[str, Any]:
-    return {"value": _finite(value), "low": _finite(found.low), "high": _finite(found.high)}
-
-
-def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None
+    return {"value": finite(value), "low": finite(found.low), "high": finite(found.high)}

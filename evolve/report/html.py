@@ -7,19 +7,20 @@ from html import escape
 from typing import TYPE_CHECKING
 
 from evolve import __version__
-from evolve.report import charts, numbers, text
+from evolve.report import charts, numbers, sources, text
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from evolve.report.summary import Entry, Summary
+    from evolve.report.summary import Summary
     from evolve.types import Split
 
 _STYLE = """
 :root { color-scheme: light dark; --ink: #1d2430; --soft: #667085; --line: #d9dee7; --paper: #fff;
-  --best: #0f766e; --other: #94a3b8; --code: #f4f6f9; }
+  --best: #0f766e; --other: #94a3b8; --code: #f4f6f9;
+  --minus: #b45309; }
 @media (prefers-color-scheme: dark) { :root { --ink: #e5e9f0; --soft: #98a2b3; --line: #384252;
-  --paper: #151a22; --best: #2dd4bf; --other: #64748b; --code: #1e2530; } }
+  --paper: #151a22; --best: #2dd4bf; --other: #64748b; --code: #1e2530; --minus: #f59e0b; } }
 body { font: 15px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--paper);
   max-width: 920px; margin: 2rem auto; padding: 0 1rem; }
 h1 { margin-bottom: 0; } h2 { margin-top: 2.2rem; font-size: 1.15rem; }
@@ -36,6 +37,7 @@ svg circle { fill: var(--other); opacity: .75; } svg .grid { stroke: var(--line)
 svg .rival { stroke: var(--soft); stroke-dasharray: 5 4; }
 svg path.best { stroke: var(--best); fill: none; stroke-width: 2; }
 svg .bar { fill: var(--other); } svg .bar.best { fill: var(--best); }
+svg .cell.plus { fill: var(--best); } svg .cell.minus { fill: var(--minus); }
 svg .whisker { stroke: var(--ink); fill: none; stroke-width: 1.5; }
 """
 
@@ -53,11 +55,13 @@ def page(summary: Summary, *, recipe: str = "", commands: Sequence[str] = ()) ->
     split: Split = "holdout" if summary.has_holdout else "search"
     sections = [
         _section("Best, parents and average", _comparison(summary, split)),
-        _section("Tasks", _tasks(summary, split)),
+        _section("Models against results", _sources(summary, split)),
+        _section("The last choice", _final(summary)),
         _section("How the search went", _search(summary)),
         _section("Best candidates", _top(summary)),
         _section("Failures", _failures(summary)),
         _section("The best recipe", _recipe(summary, recipe)),
+        _section("Its parameters, layer by layer", _layers(summary)),
         _section("Build it again", _block("\n".join(commands))),
     ]
     title = escape(f"{summary.name}: evolve report")
@@ -77,21 +81,52 @@ def page(summary: Summary, *, recipe: str = "", commands: Sequence[str] = ()) ->
 def _comparison(summary: Summary, split: Split) -> str:
     shown = [(entry, entry.intervals.get(split)) for entry in summary.table]
     rows = [
-        charts.Bar(text.label(entry), found.value, found.low, found.high, entry.role == "best")
+        charts.Bar(entry.label, found.value, found.low, found.high, entry.role == "best")
         for entry, found in shown
         if found is not None and math.isfinite(found.value)
     ]
     header, cells = text.rows(summary, summary.table)
+    best = [entry.role == "best" for entry in summary.table]
     picture = charts.bars(rows, f"Scores on {split} items with 95 % intervals")
-    note = f'<p class="soft">{escape(text.FOOTNOTE)}</p>'
-    return f'<div class="scroll">{picture}</div>{_table(header, cells, summary.table)}{note}'
+    note = f'<p class="soft">{escape(text.footnote(summary))}</p>'
+    return f'<div class="scroll">{picture}</div>{_table(header, cells, best=best)}{note}'
 
 
-def _tasks(summary: Summary, split: Split) -> str:
-    if not summary.tasks:
+def _sources(summary: Summary, split: Split) -> str:
+    if not summary.sources:
         return ""
-    header, cells = text.task_rows(summary, split)
-    return f'<p class="soft">On {split} items.</p>{_table(header, cells)}'
+    parts = [f'<p class="soft">On {split} items.</p>']
+    parts.append(_table(*text.source_rows(summary), best=[row.best for row in summary.sources]))
+    parts.append(f'<p class="soft">{escape(sources.NOTE)}</p>')
+    for task, (metric, _) in summary.tasks.items():
+        rows = [
+            charts.Bar(row.label, found.value, found.low, found.high, row.best)
+            for row in summary.sources
+            if (found := row.tasks.get(task)) is not None and math.isfinite(found.value)
+        ]
+        picture = charts.bars(rows, f"{task}: {metric} with 95 % intervals")
+        parts.append(f'<h3>{escape(task)} ({escape(metric)})</h3><div class="scroll">{picture}</div>')
+    return "".join(parts)
+
+
+def _final(summary: Summary) -> str:
+    if summary.final is None:
+        return ""
+    count = len(summary.final.numbers)
+    note = (
+        f"The {count} best of the search were scored on the holdout. One half of its items chose the winner; "
+        f"there the intervals hold for all {count} at once. The other half had no say, and is what every "
+        "other table calls holdout."
+    )
+    header, cells = text.final_rows(summary)
+    best = [row[0].endswith("(winner)") for row in cells]
+    return f'<p class="soft">{escape(note)}</p>{_table(header, cells, best=best)}'
+
+
+def _layers(summary: Summary) -> str:
+    rows = [(f"{one.model}: {one.name}", one.values) for one in summary.profiles]
+    picture = charts.layers(rows, "The value of each parameter at each layer")
+    return f'<div class="scroll">{picture}</div>' if picture else ""
 
 
 def _search(summary: Summary) -> str:
@@ -145,11 +180,11 @@ def _block(code: str) -> str:
     return f"<pre><code>{escape(code)}</code></pre>" if code else ""
 
 
-def _table(header: Sequence[str], cells: Iterable[Sequence[str]], entries: Sequence[Entry] = ()) -> str:
+def _table(header: Sequence[str], cells: Iterable[Sequence[str]], *, best: Sequence[bool] = ()) -> str:
     rows = []
     for index, row in enumerate(cells):
-        best = ' class="best"' if index < len(entries) and entries[index].role == "best" else ""
-        rows.append(f"<tr{best}>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>")
+        mark = ' class="best"' if index < len(best) and best[index] else ""
+        rows.append(f"<tr{mark}>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>")
     head = "".join(f'<th scope="col">{escape(name)}</th>' for name in header)
     thead = f"<thead><tr>{head}</tr></thead>" if any(header) else ""
     return f'<div class="scroll"><table>{thead}<tbody>{"".join(rows)}</tbody></table></div>'

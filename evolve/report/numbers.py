@@ -19,14 +19,14 @@ def interval(value: float | None, low: float | None, high: float | None, digits:
     """Return ``0.7125 [0.6841, 0.7392]``: a score and its 95 % interval."""
     if value is None or not math.isfinite(value):
         return MISSING
-    return f"{value:.{digits}f} {_ends(low, high, digits, '')}"
+    return f"{_shown(value, digits)} {_ends(low, high, digits, '')}"
 
 
 def difference(value: float | None, low: float | None, high: float | None, digits: int = 4) -> str:
     """Return ``+0.0310 [+0.0040, +0.0580]``: a difference and its 95 % interval."""
     if value is None or not math.isfinite(value):
         return MISSING
-    return f"{value:+.{digits}f} {_ends(low, high, digits, '+')}"
+    return f"{_shown(value, digits, '+')} {_ends(low, high, digits, '+')}"
 
 
 def score(value: float | None, stderr: float | None, digits: int = 4) -> str:
@@ -40,7 +40,12 @@ def score(value: float | None, stderr: float | None, digits: int = 4) -> str:
 def _ends(low: float | None, high: float | None, digits: int, sign: str) -> str:
     if low is None or high is None or not (math.isfinite(low) and math.isfinite(high)):
         return "[?]"
-    return f"[{low:{sign}.{digits}f}, {high:{sign}.{digits}f}]"
+    return f"[{_shown(low, digits, sign)}, {_shown(high, digits, sign)}]"
+
+
+def _shown(value: float, digits: int, sign: str = "") -> str:
+    """Return a number that is never -0.0000: rounding leaves such where two sums should be equal."""
+    return f"{round(value, digits) + 0.0:{sign}.{digits}f}"
 
 
 def duration(seconds: float | None) -> str:
@@ -73,3 +78,8 @@ def failures(failed: dict[str, int]) -> str:
     """Return ``timeout 2, build 1``, the most frequent first; empty without failures."""
     counts = sorted(failed.items(), key=lambda item: (-item[1], item[0]))
     return ", ".join(f"{kind} {count}" for kind, count in counts if count)
+
+
+def finite(value: float) -> float | None:
+    """Return ``value``, or None where JSON has no word for it."""
+    return value if math.isfinite(value) else None

@@ -1,59 +1,30 @@
 """What a run has found: a pure function of its records, its trials and its baselines.
 
-Search scores choose the best candidate, so they flatter it; the holdout does not. Differences are paired
+Search scores choose the finalists, so they flatter them. Where several were scored on the holdout, one half
+of it chooses the winner and the other half is what "holdout" means in every table. Differences are paired
 over the same items wherever both models have them.
 """
 
 from __future__ import annotations
 
-import contextlib
 from collections import Counter
-from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Literal
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
-from evolve.score.statistics import Comparison, Interval, compare, interval
-from evolve.space.baselines import AVERAGE
-from evolve.types import Failed, Outcome, Scored
+from evolve.registry import MERGE_METHODS
+from evolve.report.layers import profiles
+from evolve.report.views import Entry, Final, Views, choose_winner, finalists
+from evolve.types import Failed
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
     from evolve.config.schema import ScoreConfig
     from evolve.report.collect import Material, Trial
+    from evolve.report.layers import Profile
+    from evolve.report.sources import Row
     from evolve.space.genes import ChoiceValue
-    from evolve.types import Recipe, Split
-
-_SPLITS: tuple[Split, ...] = ("search", "holdout")
-
-
-@dataclass(frozen=True)
-class Entry:
-    """One model of the closing table.
-
-    Attributes:
-        name: ``best``, a parent's name, ``average``, or ``trial N``.
-        role: What it is.
-        number: Its trial, or None for a baseline.
-        recipe: Hash of its recipe.
-        search: Outcome on the items of the search, or None if it was not scored.
-        holdout: Outcome on items that the search never saw, or None.
-        intervals: Split to the objective with its 95 % interval, where it was scored.
-        gaps: Split to the comparison of the best with this one; empty for the best itself.
-    """
-
-    name: str
-    role: Literal["best", "candidate", "parent", "average"]
-    number: int | None
-    recipe: str
-    search: Outcome | None
-    holdout: Outcome | None
-    intervals: Mapping[Split, Interval] = field(default_factory=dict)
-    gaps: Mapping[Split, Comparison] = field(default_factory=dict)
-
-    def scored(self, split: Split) -> Scored | None:
-        """Return the scores on a split, or None where it failed or was not scored."""
-        outcome = self.search if split == "search" else self.holdout
-        return outcome if isinstance(outcome, Scored) else None
+    from evolve.types import Recipe
 
 
 @dataclass(frozen=True)
@@ -100,6 +71,13 @@ class Summary:
         hot_score: Score of the best in the running engine, or None.
         fresh_score: Score of the exported folder in a fresh process, or None.
         seed: The seed of the search.
+        final: How the winner was chosen among several on one half of the holdout, or None: it was not.
+        finalists: Those that the winner was chosen from, the best of the search first.
+        score: Tasks and objective, or None.
+        sources: The table of models: best, parents, average.
+        profiles: The parameters of the best recipe over the layers.
+        overlaps: What items share with the texts that the recipe reads, as the run's state has it.
+        random: Merge methods of the best recipe whose result depends on the seed.
     """
 
     name: str
@@ -124,6 +102,13 @@ class Summary:
     hot_score: Mapping[str, Any] | None
     fresh_score: Mapping[str, Any] | None
     seed: int
+    final: Final | None = None
+    finalists: tuple[Entry, ...] = ()
+    score: ScoreConfig | None = None
+    sources: tuple[Row, ...] = ()
+    profiles: tuple[Profile, ...] = ()
+    overlaps: tuple[Mapping[str, Any], ...] = ()
+    random: tuple[str, ...] = ()
 
     @property
     def table(self) -> tuple[Entry, ...]:
@@ -151,26 +136,30 @@ def summarise(material: Material, run: str, *, top: int = 5) -> Summary:
         top: How many candidates to list.
     """
     config, state = material.loaded.config, material.state
-    score = config.score
     ranked = _ranked(material.trials)
-    best_trial = ranked[0] if ranked else None
-    best = _measured(_entry(material, best_trial), score) if best_trial else None
-    entries = [_against(best, _entry(material, trial, "candidate"), score) for trial in ranked[:top]]
-    baselines = [_against(best, _baseline(material, name), score) for name in material.baselines]
-    parents = [entry for entry in baselines if entry.role == "parent"]
+    final, number = choose_winner(material, ranked)
+    winner = next((trial for trial in ranked if trial.number == number), ranked[0] if ranked else None)
+    views = Views(material, chosen=final is not None)
+    best = views.entry(winner) if winner else None
+    entries = [views.against(best, views.entry(trial, "candidate", final)) for trial in ranked[:top]]
+    looked_at = [views.entry(trial, "candidate", final) for trial in finalists(material, ranked) if final]
+    baselines = [views.against(best, views.baseline(name)) for name in material.baselines]
+    parents = tuple(sorted((one for one in baselines if one.role == "parent"), key=_by_search))
+    average = next((entry for entry in baselines if entry.role == "average"), None)
     started, updated = state.get("started"), state.get("updated")
     seconds, candidates = _seconds(material.trials)
+    score = config.score
     return Summary(
         name=material.name,
         run=run,
         phase=str(state.get("phase") or "checking"),
         reason=state.get("reason"),
         best=best,
-        best_params=best_trial.params if best_trial else {},
-        best_recipe=best_trial.recipe if best_trial else None,
+        best_params=winner.params if winner else {},
+        best_recipe=winner.recipe if winner else None,
         top=tuple(entries),
-        parents=tuple(sorted(parents, key=_by_search)),
-        average=next((entry for entry in baselines if entry.role == "average"), None),
+        parents=parents,
+        average=average,
         tasks={task.task: (task.metric, task.weight) for task in score.counted} if score else {},
         trials=state.get("trials") or config.search.trials,
         states=Counter(trial.state for trial in material.trials),
@@ -183,7 +172,28 @@ def summarise(material: Material, run: str, *, top: int = 5) -> Summary:
         hot_score=state.get("hot_score"),
         fresh_score=state.get("fresh_score"),
         seed=config.search.seed,
+        final=final,
+        finalists=tuple(looked_at),
+        score=score,
+        sources=views.sources([best, *parents, average]),
+        profiles=_profiles(material, winner),
+        overlaps=tuple(state.get("overlaps") or ()),
+        random=_random_methods(winner),
     )
+
+
+def _profiles(material: Material, winner: Trial | None) -> tuple[Profile, ...]:
+    if winner is None or winner.recipe is None or not material.layers:
+        return ()
+    return tuple(profiles(winner.recipe, material.layers))
+
+
+def _random_methods(winner: Trial | None) -> tuple[str, ...]:
+    """Return the merge methods of the winner that draw at random."""
+    blocks = [entry.get("merge") for entry in winner.recipe.pipeline] if winner and winner.recipe else []
+    names = [block["merge_method"] for block in blocks if isinstance(block, dict)]
+    known = [name for name in dict.fromkeys(names) if name in MERGE_METHODS]
+    return tuple(name for name in known if MERGE_METHODS.load(name).random)
 
 
 def _ranked(trials: Iterable[Trial]) -> list[Trial]:
@@ -196,55 +206,6 @@ def _ranked(trials: Iterable[Trial]) -> list[Trial]:
 
 def _complete(trials: Iterable[Trial]) -> list[tuple[Trial, float]]:
     return [(trial, trial.value) for trial in trials if trial.state == "complete" and trial.value is not None]
-
-
-def _entry(material: Material, trial: Trial, role: Literal["best", "candidate"] = "best") -> Entry:
-    return Entry(
-        name="best" if role == "best" else f"trial {trial.number}",
-        role=role,
-        number=trial.number,
-        recipe=trial.recipe_hash,
-        search=trial.outcome,
-        holdout=material.outcome(trial.recipe, "holdout") if trial.recipe else None,
-    )
-
-
-def _baseline(material: Material, name: str) -> Entry:
-    recipe = material.baselines[name]
-    return Entry(
-        name=name,
-        role="average" if name == AVERAGE and recipe.pipeline else "parent",
-        number=None,
-        recipe=recipe.hash,
-        search=material.outcome(recipe, "search"),
-        holdout=material.outcome(recipe, "holdout"),
-    )
-
-
-def _measured(entry: Entry, score: ScoreConfig | None) -> Entry:
-    """Return ``entry`` with the intervals of its scores."""
-    found: dict[Split, Interval] = {}
-    for split in _SPLITS:
-        scored = entry.scored(split)
-        if scored is not None and score is not None:
-            found[split] = interval(scored.tasks, score)
-    return replace(entry, intervals=found)
-
-
-def _against(best: Entry | None, entry: Entry, score: ScoreConfig | None) -> Entry:
-    """Return ``entry`` with its intervals, and how much better the best is."""
-    entry = _measured(entry, score)
-    if best is None or score is None or entry.recipe == best.recipe:
-        return entry
-    gaps: dict[Split, Comparison] = {}
-    for split in _SPLITS:
-        ours, theirs = best.scored(split), entry.scored(split)
-        if ours is None or theirs is None:
-            continue
-        # Without common items, as after a hand-made change of a record, there is nothing to compare.
-        with contextlib.suppress(ValueError):
-            gaps[split] = compare(ours.tasks, theirs.tasks, score)
-    return replace(entry, gaps=gaps)
 
 
 def _by_search(entry: Entry) -> tuple[float, str]:

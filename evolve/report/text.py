@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from evolve.report import numbers
-from evolve.score.statistics import task_interval
+from evolve.report import numbers, sources
 from evolve.types import Failed
 
 if TYPE_CHECKING:
@@ -13,7 +12,8 @@ if TYPE_CHECKING:
 
     from rich.console import RenderableType
 
-    from evolve.report.summary import Entry, Summary
+    from evolve.report.summary import Summary
+    from evolve.report.views import Entry
     from evolve.score.statistics import Comparison, Verdict
     from evolve.types import Split
 
@@ -23,6 +23,10 @@ FOOTNOTE = (
 )
 
 
+POINT = 0.01
+"""No loss: the whole interval of the difference is above minus this."""
+
+
 def rows(summary: Summary, entries: tuple[Entry, ...]) -> tuple[list[str], list[list[str]]]:
     """Return header and cells of the table of ``entries``."""
     header = ["model", "search", "best minus this"]
@@ -30,25 +34,36 @@ def rows(summary: Summary, entries: tuple[Entry, ...]) -> tuple[list[str], list[
         header += ["holdout", "best minus this (holdout)"]
     cells = []
     for entry in entries:
-        row = [label(entry), scored(entry, "search"), gap(entry, "search")]
+        row = [entry.label, scored(entry, "search"), gap(entry, "search")]
         if summary.has_holdout:
             row += [scored(entry, "holdout"), gap(entry, "holdout")]
         cells.append(row)
     return header, cells
 
 
-def task_rows(summary: Summary, split: Split) -> tuple[list[str], list[list[str]]]:
-    """Return header and cells of the table of tasks: one row a task, one column a model."""
-    header = ["task", "metric", "weight", *(label(entry) for entry in summary.table)]
+def source_rows(summary: Summary) -> tuple[list[str], list[list[str]]]:
+    """Return header and cells of the table of models: tasks, what is kept of each parent, size and speed."""
+    return sources.cells(summary.sources, {task: metric for task, (metric, weight) in summary.tasks.items()})
+
+
+def final_rows(summary: Summary) -> tuple[list[str], list[list[str]]]:
+    """Return header and cells of the last choice: search score, the half that chose, the other half."""
+    header = ["candidate", "search", "half that chose", "holdout (other half)", "search minus holdout"]
     cells = []
-    for task, (metric, weight) in summary.tasks.items():
-        row = [task, metric, f"{weight:g}"]
-        for entry in summary.table:
-            outcome = entry.scored(split)
-            result = outcome.tasks.get(task) if outcome else None
-            found = task_interval(result) if result else None
-            row.append(numbers.interval(found.value, found.low, found.high) if found else numbers.MISSING)
-        cells.append(row)
+    for entry in summary.finalists:
+        if entry.choice is None:
+            continue
+        winner = summary.best is not None and entry.recipe == summary.best.recipe
+        found = entry.shrinkage
+        cells.append(
+            [
+                f"{entry.name} (winner)" if winner else entry.name,
+                scored(entry, "search"),
+                numbers.interval(entry.choice.value, entry.choice.low, entry.choice.high),
+                scored(entry, "holdout"),
+                numbers.difference(found.value, found.low, found.high) if found else numbers.MISSING,
+            ]
+        )
     return header, cells
 
 
@@ -68,11 +83,54 @@ def facts(summary: Summary) -> list[tuple[str, str]]:
             for phase, seconds in summary.seconds.items()
         )
         facts.append(("per candidate", ", ".join(phases)))
+    facts += _cautions(summary)
     if summary.hot_score:
         facts.append(("best in the running engine", _plain_score(summary.hot_score)))
     if summary.fresh_score:
         facts.append(("exported folder, fresh process", _plain_score(summary.fresh_score)))
     return facts
+
+
+def _cautions(summary: Summary) -> list[tuple[str, str]]:
+    """Return what a reader must know before trusting the winner."""
+    found: list[tuple[str, str]] = []
+    best = summary.best
+    if best is not None and best.shrinkage is not None:
+        ends = best.shrinkage
+        found.append(("search minus holdout", numbers.difference(ends.value, ends.low, ends.high)))
+    for split, broken in best.broken.items() if best is not None else ():
+        if broken:
+            lost = ", ".join(f"{task} by {excess:.4f} beyond the limit" for task, excess in broken.items())
+            found.append((f"loses too much ({split})", lost))
+    if summary.random:
+        found.append(
+            (
+                "one draw",
+                f"{', '.join(summary.random)} draws at random: intervals describe this seed; build the "
+                "recipe with 3 seeds or more and compare them by `evolve eval`",
+            )
+        )
+    found += [("overlap", describe(one)) for one in summary.overlaps]
+    return found
+
+
+def describe(overlap: Mapping[str, Any]) -> str:
+    """Return one sentence about the items of a task that a text of the recipe holds."""
+    return (
+        f"{overlap['shared']} of {overlap['items']} {overlap['split']} items of {overlap['task']} share text "
+        f"with {overlap['corpus']}"
+    )
+
+
+def footnote(summary: Summary) -> str:
+    """Return what the numbers of the tables mean."""
+    if summary.final is None:
+        return FOOTNOTE
+    count = len(summary.final.numbers)
+    return (
+        f"{FOOTNOTE} One half of the holdout chose the best among {count} candidates, with intervals that "
+        f"hold for all {count} at once; `holdout` is the other half, which had no say."
+    )
 
 
 def tables(summary: Summary) -> list[RenderableType]:
@@ -93,10 +151,12 @@ def tables(summary: Summary) -> list[RenderableType]:
         return [Text(f"{summary.name}: nothing has been scored yet")]
     split: Split = "holdout" if summary.has_holdout else "search"
     parts: list[RenderableType] = [grid(*rows(summary, summary.table), f"{summary.name}: {verdict(summary)}")]
-    if summary.tasks:
-        parts.append(grid(*task_rows(summary, split), f"tasks ({split} items)"))
+    if summary.sources:
+        parts.append(grid(*source_rows(summary), f"models ({split} items)"))
+    if summary.final is not None:
+        parts.append(grid(*final_rows(summary), "the last choice"))
     parts.extend(Text(f"{name}: {text}") for name, text in facts(summary))
-    parts.append(Text(FOOTNOTE, "dim"))
+    parts.append(Text(f"{footnote(summary)} {sources.NOTE}" if summary.sources else footnote(summary), "dim"))
     return parts
 
 
@@ -111,10 +171,19 @@ def verdict(summary: Summary) -> str:
         rivals.append((f"the best parent ({parent.name})", parent.gaps.get(split)))
     if summary.average is not None:
         rivals.append(("the plain average", summary.average.gaps.get(split)))
-    parts = [f"{_RELATIONS[found.verdict]} {name}" for name, found in rivals if found is not None]
+    parts = [_relation(summary, name, found) for name, found in rivals if found is not None]
     if not parts:
         return f"best is trial {summary.best.number}; nothing to compare it with"
     return f"trial {summary.best.number} is {' and '.join(parts)} on {split} items"
+
+
+def _relation(summary: Summary, name: str, found: Comparison) -> str:
+    """Return ``better than NAME``; where nobody can tell, also whether a loss of a point is excluded."""
+    relation = f"{_RELATIONS[found.verdict]} {name}"
+    points = summary.score is not None and summary.score.objective == "weighted"
+    if points and found.verdict == "cannot tell" and found.no_worse_than(POINT):
+        return f"{relation} (no loss: at most 1 point worse)"
+    return relation
 
 
 def strongest(summary: Summary, split: Split) -> Entry | None:
@@ -124,16 +193,9 @@ def strongest(summary: Summary, split: Split) -> Entry | None:
     return max(values, key=lambda pair: pair[0])[1] if values else None
 
 
-def label(entry: Entry) -> str:
-    """Return how an entry is called in a table."""
-    if entry.role == "best":
-        return f"best (trial {entry.number})"
-    return "plain average" if entry.role == "average" else entry.name
-
-
 def scored(entry: Entry, split: Split) -> str:
     """Return a score with its interval, the kind of a failure, or ``-``."""
-    outcome = entry.search if split == "search" else entry.holdout
+    outcome = entry.outcome(split)
     if isinstance(outcome, Failed):
         return f"failed: {outcome.kind}"
     found = entry.intervals.get(split)

@@ -64,6 +64,25 @@ def standard_error(values: Sequence[float]) -> float:
     return float(np.std(values, ddof=1) / math.sqrt(len(values)))
 
 
+_RIGHT_OR_WRONG = frozenset({"acc", "acc_norm", "acc_bytes", "acc_mutual_info", "exact_match"})
+
+
+def chance_of(task: Any, metric: str, docs: Sequence[Any]) -> float | None:
+    """Return the share of items that guessing gets right; None where that is no question of right or wrong.
+
+    Args:
+        task: The lm-eval task.
+        metric: Name of the metric, without the filter.
+        docs: The items.
+    """
+    if metric not in _RIGHT_OR_WRONG or not docs:
+        return None
+    if task.OUTPUT_TYPE != "multiple_choice":
+        return 0.0
+    choices = [task.doc_to_choice(doc) for doc in docs]
+    return math.fsum(1 / len(options) for options in choices) / len(docs)
+
+
 def _ratio(pairs: Sequence[Any]) -> npt.NDArray[np.float64]:
     """Influence values of sum(a) / sum(b): their mean is the ratio."""
     table = np.array(pairs, dtype=np.float64)

@@ -12,7 +12,7 @@ import numpy as np
 
 from evolve.errors import CandidateError, TaskError
 from evolve.score.items import item_key
-from evolve.score.metrics import item_values, standard_error
+from evolve.score.metrics import chance_of, item_values, standard_error
 from evolve.score.requests import SplitTask, build_requests, remember_texts
 from evolve.score.scorers.base import make_scorers
 from evolve.score.tasks import LoadedTask, load_tasks
@@ -199,6 +199,7 @@ def _task_score(loaded: LoadedTask, items: Sequence[Any], results: Any) -> TaskS
         stderr=standard_error(values),
         higher_is_better=bool(higher),
         items=dict(zip(scored, values, strict=True)),
+        chance=chance_of(loaded.task, metric, [sample["doc"] for sample in samples]),
     )
 
 

@@ -86,6 +86,10 @@ class Searcher(Protocol):
         """Return the complete trial of the highest value, the earliest of equals; None: none is complete."""
         ...
 
+    def top(self, count: int) -> list[Proposal]:
+        """Return the ``count`` best complete trials of different recipes, the best first."""
+        ...
+
 
 SamplerFactory: TypeAlias = "Callable[[Sequence[Gene], int, int], BaseSampler]"
 """``make_sampler(genes, population, seed)``: a fresh Optuna sampler for one ask."""

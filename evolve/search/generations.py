@@ -13,16 +13,18 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 from evolve.errors import Interrupted, RunError
+from evolve.score.objective import needs_parents, valued
 from evolve.types import Failed, Job, Scored
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
-    from evolve.config.schema import SearchConfig
+    from evolve.config.schema import ScoreConfig, SearchConfig
+    from evolve.score.objective import Parents
     from evolve.search.base import Progress, Proposal, Searcher
     from evolve.space.space import Space
     from evolve.store.rundir import RunDir
-    from evolve.types import Outcome, Recipe
+    from evolve.types import Outcome, Recipe, Split
 
 logger = logging.getLogger(__name__)
 
@@ -64,6 +66,7 @@ class Plan:
         baselines: Name to recipe, scored before the first generation and outside the study.
         score_key: Hash of everything that decides a score.
         holdout: Whether there are holdout items.
+        score: Tasks and objective; None: a value is what the evaluator says.
     """
 
     config: SearchConfig
@@ -72,6 +75,7 @@ class Plan:
     baselines: Mapping[str, Recipe]
     score_key: str
     holdout: bool
+    score: ScoreConfig | None = None
 
 
 class Generations:
@@ -86,6 +90,7 @@ class Generations:
         self._began = time.monotonic()
         self._started = False
         self._failed: Counter[str] = Counter()
+        self._parents: dict[Split, Parents] = {}
 
     def step(self) -> bool:
         """Advance by one generation; the baselines come first, the holdout last.
@@ -118,7 +123,10 @@ class Generations:
         """Nothing is held."""
 
     def _start(self) -> None:
-        """Score the baselines and the centre of the ranges together."""
+        """Score the baselines and the centre of the ranges together, or one after the other.
+
+        The value of the centre may depend on the scores of the parents.
+        """
         self._run.write_state(phase="baselines", reason=None)
         for record in self._run.records():
             if record.score_key == self._plan.score_key and isinstance(record.outcome, Failed):
@@ -126,6 +134,9 @@ class Generations:
         jobs = [Job(recipe) for recipe in self._plan.baselines.values()]
         progress = self._searcher.progress()
         proposals = self._searcher.round(1) if progress.generation == 0 else []
+        if self._needs_parents:
+            self._settle([], jobs)
+            jobs = []
         self._settle(proposals, jobs)
         values = {name: self._value_of(name, recipe) for name, recipe in self._plan.baselines.items()}
         parents = [value for name, value in values.items() if name != AVERAGE]
@@ -133,7 +144,7 @@ class Generations:
 
     def _value_of(self, name: str, recipe: Recipe) -> float:
         """Return a baseline's value: without it no result of the search can be judged."""
-        outcome = self._run.outcome(Job(recipe), self._plan.score_key)
+        outcome = self._recorded(Job(recipe))
         if isinstance(outcome, Scored):
             return outcome.value
         cause = f"{outcome.kind}: {outcome.message}" if outcome else "no outcome"
@@ -171,15 +182,46 @@ class Generations:
                 del waiting[key]
         self._run.write_state(running=len(open_jobs))
         for result in self._evaluate(open_jobs, self._should_stop):
-            self._record(result)
+            outcome = self._record(result)
             job, numbers = waiting.pop(result.job.key)
-            self._tell(job, result.outcome, numbers)
+            self._tell(job, outcome, numbers)
             self._report(self._searcher.progress(), running=len(waiting))
 
     def _known(self, job: Job) -> Outcome | None:
         """Return the recorded outcome of a job, unless a second try may do better."""
-        outcome = self._run.outcome(job, self._plan.score_key)
+        outcome = self._recorded(job)
         return None if isinstance(outcome, Failed) and outcome.retryable else outcome
+
+    def _recorded(self, job: Job) -> Outcome | None:
+        outcome = self._run.outcome(job, self._plan.score_key)
+        return None if outcome is None else self._valued(outcome, job.split)
+
+    @property
+    def _needs_parents(self) -> bool:
+        return self._plan.score is not None and needs_parents(self._plan.score)
+
+    def _valued(self, outcome: Outcome, split: Split) -> Outcome:
+        """Return an outcome with its value: a function of its tasks and of the parents' records alone.
+
+        So it is the same after a kill, whatever an evaluator or an earlier start wrote. Before all parents
+        are recorded the outcome stays as it is.
+        """
+        parents = self._parents_on(split) if self._needs_parents else None
+        return valued(outcome, self._plan.score, parents)
+
+    def _parents_on(self, split: Split) -> Parents | None:
+        """Return name to the scores of each parent on a split; None while one is not scored."""
+        if split not in self._parents:
+            found = {}
+            for name, recipe in self._plan.baselines.items():
+                if name == AVERAGE and recipe.pipeline:
+                    continue
+                outcome = self._run.outcome(Job(recipe, split), self._plan.score_key)
+                if not isinstance(outcome, Scored):
+                    return None
+                found[name] = outcome.tasks
+            self._parents[split] = found
+        return self._parents[split]
 
     def _tell(self, job: Job, outcome: Outcome, numbers: Sequence[int]) -> None:
         value = outcome.value if isinstance(outcome, Scored) else None
@@ -207,15 +249,16 @@ class Generations:
         return self._run.stop_requested() or self._out_of_time()
 
     def _finish(self, reason: str) -> None:
-        """Score the best candidate and the baselines on the holdout."""
+        """Score the best few candidates and the baselines on the holdout."""
         self._run.write_state(phase="holdout", reason=reason, running=0)
         if self._plan.holdout:
-            recipes = list(self._plan.baselines.values())
-            best = self._searcher.best()
-            if best is not None:
-                recipes.insert(0, self._space.recipe(best.values, self._plan.contents))
+            count = 1 if self._plan.score is None else self._plan.score.holdout.top
+            best = [self._space.recipe(one.values, self._plan.contents) for one in self._searcher.top(count)]
+            baselines = list(self._plan.baselines.values())
             self._began = time.monotonic()
-            self._settle_holdout([Job(recipe, "holdout") for recipe in recipes])
+            # The parents first, where the others' values need them.
+            for recipes in [baselines, best] if self._needs_parents else [[*best, *baselines]]:
+                self._settle_holdout([Job(recipe, "holdout") for recipe in recipes])
         self._run.write_state(phase="export", running=0)
 
     def _settle_holdout(self, jobs: Sequence[Job]) -> None:
@@ -224,10 +267,13 @@ class Generations:
         for result in self._evaluate(todo, self._run.stop_requested):
             self._record(result)
 
-    def _record(self, result: Evaluated) -> None:
-        self._run.record(result.job, result.outcome, score_key=self._plan.score_key, attempts=result.attempts)
-        if isinstance(result.outcome, Failed):
-            self._failed[result.outcome.kind] += 1
+    def _record(self, result: Evaluated) -> Outcome:
+        """Write an outcome with its value, and return it."""
+        outcome = self._valued(result.outcome, result.job.split)
+        self._run.record(result.job, outcome, score_key=self._plan.score_key, attempts=result.attempts)
+        if isinstance(outcome, Failed):
+            self._failed[outcome.kind] += 1
+        return outcome
 
     def _report(self, progress: Progress, running: int | None = None) -> None:
         changes: dict[str, object] = {

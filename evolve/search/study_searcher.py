@@ -127,6 +127,18 @@ class StudySearcher:
             complete = [trial for trial in self._trials() if trial.state.name == "COMPLETE"]
         return _proposal(max(complete, key=lambda trial: trial.value)) if complete else None
 
+    def top(self, count: int) -> list[Proposal]:
+        """Return the ``count`` best complete trials of different recipes, the best first.
+
+        Of equals the earlier one comes first.
+        """
+        with storage_errors(self._where):
+            complete = [trial for trial in self._trials() if trial.state.name == "COMPLETE"]
+        distinct: dict[str, FrozenTrial] = {}
+        for trial in sorted(complete, key=lambda trial: (-trial.value, trial.number)):
+            distinct.setdefault(trial.user_attrs.get(RECIPE) or str(trial.number), trial)
+        return [_proposal(trial) for trial in list(distinct.values())[:count]]
+
     def _left(self, trials: Sequence[FrozenTrial]) -> float:
         """Return how many trials can be asked without a tell."""
         if isinstance(self._make_sampler, FiniteFactory):

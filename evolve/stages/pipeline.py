@@ -176,6 +176,25 @@ def build(
     return _guard(result, output, used) if any(result is parent for parent in used.values()) else result
 
 
+def outline(recipe: Recipe, parents: Mapping[str, Model]) -> Model:
+    """Return config, specs and files of what a recipe builds; no tensor is read.
+
+    Raises:
+        CandidateError: It cannot be built.
+    """
+    known = {name: parents[name] for name in recipe.models}
+    output = next(iter(known))
+    for step in _wire(_blocks(recipe.pipeline), known):
+        if step.problems:
+            raise CandidateError("invalid_recipe", "; ".join(": ".join(found) for found in step.problems))
+        start, found = known[_starts_from(step)], None
+        if step.block.enabled is True:
+            found = step.stage.outline(step.block, {name: known[name] for name in step.inputs})
+        output = step.output
+        known[output] = start if found is None else found
+    return known[output]
+
+
 def _blocks(pipeline: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, StageBlock]]:
     for number, entry in enumerate(pipeline):
         if len(entry) != 1:

@@ -68,6 +68,17 @@ def problem(path: Path | str) -> str:
     return f"{path} holds no text"
 
 
+def texts(path: Path | str) -> Iterator[str]:
+    """Yield every document of a file, in its order.
+
+    Raises:
+        UserError: A document is no text.
+        OSError: The file cannot be read.
+    """
+    file = Path(path).expanduser()
+    yield from _documents(file, _places(file))
+
+
 def documents(corpus: Corpus) -> Iterator[str]:
     """Yield the documents in the order that the seed decides.
 

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from evolve.types import Job, Recipe, canonical_json, outcome_from_json, outcome_to_json
+from evolve.store.items import NAME
+from evolve.types import Job, Recipe, Scored, canonical_json, outcome_from_json, outcome_to_json
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from evolve.store.items import ItemTable
     from evolve.types import Outcome, Split
 
 
@@ -38,22 +42,31 @@ class Record:
         return Job(self.recipe, self.split)
 
 
+ITEMS = "items_in"
+"""Key of a record whose items are in a file of their own; absent in records of format 1, which hold them."""
+
+
 def to_text(record: Record) -> str:
-    """Return the JSON of a record."""
+    """Return the JSON of a record, the metric of every item left out."""
     document = {
         "recipe": json.loads(record.recipe.text),
         "hash": record.recipe.hash,
         "split": record.split,
         "score_key": record.score_key,
-        "outcome": outcome_to_json(record.outcome),
+        "outcome": outcome_to_json(record.outcome, items=False),
+        ITEMS: NAME,
         "attempts": record.attempts,
         "at": record.at,
     }
     return json.dumps(document, indent=1, ensure_ascii=False) + "\n"
 
 
-def from_text(text: str) -> Record:
+def from_text(text: str, tables: Callable[[str], ItemTable]) -> Record:
     """Read what :func:`to_text` wrote.
+
+    Args:
+        text: The JSON.
+        tables: Score key to the file of items.
 
     Raises:
         ValueError: It is damaged: no JSON, something is missing, or the recipe is not the one of the hash.
@@ -74,4 +87,23 @@ def from_text(text: str) -> Record:
         raise ValueError(f"not a record: {error!r}") from error
     if recipe.hash != stored:
         raise ValueError(f"the recipe hashes to {recipe.hash}, not to {stored}")
-    return record
+    return _with_items(record, tables(record.score_key)) if ITEMS in document else record
+
+
+def items_of(outcome: Outcome) -> dict[str, Mapping[str, float]]:
+    """Return task to the metric of each item; empty for a failure."""
+    if not isinstance(outcome, Scored):
+        return {}
+    return {name: task.items for name, task in outcome.tasks.items()}
+
+
+def _with_items(record: Record, table: ItemTable) -> Record:
+    if not isinstance(record.outcome, Scored):
+        return record
+    tasks = {}
+    for name, task in record.outcome.tasks.items():
+        items = table.get(record.job.key, name)
+        if items is None:
+            raise ValueError(f"{NAME} lacks the items of task {name!r}")
+        tasks[name] = replace(task, items=items)
+    return replace(record, outcome=replace(record.outcome, tasks=tasks))

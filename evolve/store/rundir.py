@@ -10,6 +10,7 @@
       stop                            present: the run is asked to stop
       study/journal.log               Optuna's journal
       candidates/<score_key>/<job>.json, logs/<job>.log
+      candidates/<score_key>/items.arrow    the metric of every item of every candidate
       report.html report.json export/
 """
 
@@ -28,8 +29,9 @@ from typing import TYPE_CHECKING, Any
 import evolve
 from evolve.errors import RunError
 from evolve.store.atomic import explained, is_temporary, make_folder, sweep, write_text
+from evolve.store.items import NAME, ItemTable
 from evolve.store.locks import hold
-from evolve.store.records import Record, from_text, to_text
+from evolve.store.records import Record, from_text, items_of, to_text
 from evolve.types import Parent
 
 if TYPE_CHECKING:
@@ -40,8 +42,8 @@ if TYPE_CHECKING:
 
 __all__ = ["FORMAT", "Record", "RunDir"]
 
-FORMAT = 1
-"""Number of the layout above. A reader refuses a higher one."""
+FORMAT = 2
+"""Number of the layout above. A reader refuses a higher one; in format 1 a record holds its items itself."""
 
 logger = logging.getLogger(__name__)
 
@@ -61,6 +63,10 @@ class RunDir:
     def __init__(self, path: Path, meta: dict[str, Any]) -> None:
         self.path = path
         self.meta = meta
+        self._tables: dict[str, ItemTable] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "_tables": {}}
 
     @classmethod
     def create(
@@ -179,6 +185,10 @@ class RunDir:
         """
         with hold(self.path / "lock", command):
             self._sweep()
+            if self.meta["format"] < FORMAT:
+                # An older evolve would take the records that are written from now on for damaged.
+                self.meta = {**self.meta, "format": FORMAT}
+                write_text(self.path / "run.json", _json(self.meta))
             yield
 
     def island_lock(self, wait: float) -> AbstractContextManager[None]:
@@ -227,6 +237,7 @@ class RunDir:
         if outcome.log:
             make_folder(self.path / "logs")
             write_text(self.path / "logs" / f"{job.key}.log", outcome.log, durable=False)
+        self._items(score_key).append(job.key, items_of(outcome))
         record = Record(job.recipe, job.split, score_key, outcome, attempts, _now())
         write_text(file, to_text(record))
 
@@ -246,16 +257,24 @@ class RunDir:
 
     def _read_record(self, file: Path) -> Record:
         try:
-            return from_text(file.read_text(encoding="utf-8"))
+            return from_text(file.read_text(encoding="utf-8"), self._items)
         except FileNotFoundError:
             raise
         except OSError as error:
             raise RunError(f"{file}: cannot be read: {error.strerror or error}.") from error
 
-    def _candidate(self, job: Job, score_key: str) -> Path:
+    def _items(self, score_key: str) -> ItemTable:
+        if score_key not in self._tables:
+            self._tables[score_key] = ItemTable(self._folder(score_key) / NAME)
+        return self._tables[score_key]
+
+    def _folder(self, score_key: str) -> Path:
         if not score_key or score_key.startswith(".") or "/" in score_key or "\0" in score_key:
             raise ValueError(f"a score key names a folder, and {score_key!r} cannot")
-        return self.path / "candidates" / score_key / f"{job.key}.json"
+        return self.path / "candidates" / score_key
+
+    def _candidate(self, job: Job, score_key: str) -> Path:
+        return self._folder(score_key) / f"{job.key}.json"
 
     def state(self) -> dict[str, Any]:
         """Return what :meth:`write_state` put together; empty before the first. Never writes."""

@@ -48,7 +48,7 @@ def outcome_of(job: Job) -> Outcome:
     items = {f"{job.split}-{index}": float(index < right) for index in range(ITEMS)}
     value = right / ITEMS
     stderr = (value * (1 - value) / (ITEMS - 1)) ** 0.5
-    task = TaskScore("acc", value, stderr, True, items)
+    task = TaskScore("acc", value, stderr, True, items, chance=0.25)
     seconds = {"build": 0.25, "load": 0.125, "score": 0.5, "total": 1.0}
     return Scored(value, stderr, {"tiny_choice": task}, seconds, log="what it said\n")
 
@@ -56,7 +56,7 @@ def outcome_of(job: Job) -> Outcome:
 def make_run(
     config: Path, runs: Path, *, steps: int = 1000, score: Callable[[Job], Outcome] = outcome_of
 ) -> RunDir:
-    """Search the config of ``tests.small.make_search`` and return the run's folder.
+    """Search the config of ``tests.small.make_search``, or go on with it, and return the run's folder.
 
     Args:
         config: The config.
@@ -87,13 +87,16 @@ def make_run(
     found = _parents(loaded)
     contents = {name: parent.content for name, parent in found.items()}
     name = loaded.config.name or "run"
-    run = RunDir.create(
-        runs / name,
-        name=name,
-        config_text=resolved_yaml(loaded),
-        identity={"some": "identity"},
-        parents=found,
-    )
+    if (runs / name / "run.json").exists():
+        run = RunDir.open(runs / name)
+    else:
+        run = RunDir.create(
+            runs / name,
+            name=name,
+            config_text=resolved_yaml(loaded),
+            identity={"some": "identity"},
+            parents=found,
+        )
     space = derive(loaded)
     search = loaded.config.search
     population = search.population or 4
@@ -114,7 +117,7 @@ def make_run(
         seed=search.seed,
         centre=space.centre(),
     )
-    plan = Plan(search, population, contents, baselines(loaded, contents), KEY, True)
+    plan = Plan(search, population, contents, baselines(loaded, contents), KEY, True, loaded.config.score)
     loop = Generations(run, space, searcher, plan, evaluate)
     for _ in range(steps):
         if loop.step():

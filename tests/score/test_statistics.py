@@ -8,17 +8,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from evolve.config.schema import ScoreConfig
-from evolve.score.statistics import (
+from evolve.score.choice import halves
+from evolve.score.intervals import (
     Interval,
     _student_quantile,
-    compare,
-    halves,
-    interval,
     paired_interval,
     tango,
     task_interval,
     wilson,
 )
+from evolve.score.statistics import compare, interval
 from evolve.types import TaskScore
 
 

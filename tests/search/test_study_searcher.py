@@ -69,6 +69,8 @@ def test_rounds_and_tells(run: RunDir, url: str | None, sampler: str) -> None:
     best = search.best()
     assert best is not None
     assert best == second[1], "the earliest of equals"
+    assert [proposal.number for proposal in search.top(9)][:2] == [2, 4]
+    assert search.top(1) == [best]
 
     assert [proposal.number for proposal in search.round(1)] == [5]
     search.tell(5, 0.0, recipe="r5")
@@ -335,3 +337,21 @@ def test_it_is_a_searcher(run: RunDir) -> None:
 
     search: Searcher = searcher(open_study(run, None, "s"), "random")
     assert isinstance(search, StudySearcher)
+
+
+def test_the_top_are_different_recipes(run: RunDir) -> None:
+    """Against a sort by hand, with values and recipes that repeat."""
+    study = open_study(run, None, "s")
+    search = searcher(study, "random")
+    told: dict[int, tuple[float, str]] = {}
+    while len(told) < 13:
+        for proposal in search.round(4):
+            value, recipe = float(proposal.number * 7 % 5), f"r{proposal.number % 6}"
+            told[proposal.number] = (value, recipe)
+            search.tell(proposal.number, value, recipe=recipe)
+    expected: list[int] = []
+    for number in sorted(told, key=lambda number: (-told[number][0], number)):
+        if told[number][1] not in {told[one][1] for one in expected}:
+            expected.append(number)
+    for count in (0, 1, 3, 20):
+        assert [proposal.number for proposal in search.top(count)] == expected[:count]

@@ -158,7 +158,7 @@ def test_a_damaged_run_json(run: RunDir, text: str | bytes | None, message: str)
 def test_a_newer_format(run: RunDir) -> None:
     meta = {**run.meta, "format": FORMAT + 1, "evolve": "9.1.0"}
     (run.path / "run.json").write_text(json.dumps(meta))
-    with pytest.raises(RunError, match=r"written by evolve 9\.1\.0 in format 2.*Install evolve 9\.1\.0"):
+    with pytest.raises(RunError, match=r"written by evolve 9\.1\.0 in format 3.*Install evolve 9\.1\.0"):
         RunDir.open(run.path)
 
 

@@ -33,6 +33,7 @@ class DareLinear(MergeMethod):
     base = "required"
     models = (1, None)
     per_model = (WEIGHT, DENSITY)
+    random = True
     shared = (normalize(False), rescale(True, "Divide what stays by the density."), LAMBDA)
     stored = True
     deterministic = False
