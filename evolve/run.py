@@ -159,6 +159,11 @@ def prepare(
     score = _resolved(config.score)
     scorer = Scorer(score)
     scorer.prepare()
+    if config.search.partial and scorer.ratios:
+        raise UserError(
+            f"search: racing, items_growth and estimator need metrics that are means over items: "
+            f"{', '.join(scorer.ratios)}"
+        )
     population = population_of(config.search, len(space.genes))
     folder, changed = _open_folder(loaded, parents, runs=runs, allow_config_change=allow_config_change)
     return Prepared(loaded, folder, parents, score, scorer.fingerprint, population, changed)
@@ -327,6 +332,7 @@ def open_loop(prepared: Prepared, pool: Pool) -> Loop:
         baselines=baselines(prepared.loaded, prepared.contents),
         score_key=prepared.score_key,
         holdout=prepared.score.holdout.items > 0,
+        score=prepared.score,
     )
     return _Locked(Generations(prepared.folder, space, searcher, plan, pool.run), stack)
 

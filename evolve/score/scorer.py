@@ -13,15 +13,16 @@ import numpy as np
 from evolve.errors import CandidateError, TaskError
 from evolve.score.items import item_key
 from evolve.score.metrics import item_values, standard_error
-from evolve.score.requests import SplitTask, build_requests, remember_texts
+from evolve.score.requests import SplitTask, build_requests, parts_of, remember_texts
 from evolve.score.tasks import LoadedTask, load_tasks
-from evolve.types import Split, TaskScore, content_hash
+from evolve.types import Items, Split, TaskScore, content_hash
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from evolve.config.schema import ScoreConfig
     from evolve.score.engines.base import Engine
+    from evolve.score.items import Item
 
 logger = logging.getLogger(__name__)
 
@@ -81,6 +82,18 @@ class Scorer:
         }
 
     @property
+    def ratios(self) -> list[str]:
+        """Tasks whose metric is not the mean of the items' own scores, so that parts of it do not add up."""
+        from lm_eval.api.metrics import mean
+
+        self.prepare()
+        return [
+            f"{loaded.config.task} ({loaded.metric})"
+            for loaded in self._tasks
+            if loaded.task.aggregation().get(loaded.metric, mean) is not mean
+        ]
+
+    @property
     def duplicates(self) -> dict[str, int]:
         """Task name to the number of items left out because others say the same."""
         self.prepare()
@@ -95,8 +108,8 @@ class Scorer:
             for request in self._plain[loaded.config.task, split]
         ]
 
-    def score(self, engine: Engine, split: Split) -> dict[str, TaskScore]:
-        """Score the model that ``engine`` holds on every task.
+    def score(self, engine: Engine, split: Split, items: Items = ()) -> dict[str, TaskScore]:
+        """Score the model that ``engine`` holds on every task, or on some items of some tasks.
 
         What the engine or lm-eval raises goes through as it is.
 
@@ -110,6 +123,9 @@ class Scorer:
         if split == "holdout" and self._config.holdout.items == 0:
             raise TaskError("there is no holdout: score.holdout.items is 0")
         views = self._views(engine.lm, split)
+        asked: dict[str, Sequence[Item]] = {loaded.config.task: loaded.sets[split] for loaded in self._tasks}
+        if items:
+            views, asked = parts_of(views, asked, items)
         self._seed()
         try:
             results = evaluate(
@@ -126,10 +142,12 @@ class Scorer:
         if results is None:
             raise CandidateError("score", "lm-eval gave no results: this process has a rank other than 0")
         return {
-            loaded.config.task: _task_score(loaded, loaded.sets[split], results) for loaded in self._tasks
+            loaded.config.task: _task_score(loaded, asked[loaded.config.task], results)
+            for loaded in self._tasks
+            if loaded.config.task in asked
         }
 
-    def _views(self, lm: Any, split: Split) -> dict[str, Any]:
+    def _views(self, lm: Any, split: Split) -> dict[str, SplitTask]:
         """Return lm-eval's view of each task, with prompts in the model's chat template where asked for."""
         requests = self._plain
         if self._config.apply_chat_template:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from evolve.types import Job, Recipe, canonical_json, outcome_from_json, outcome_to_json
 
 if TYPE_CHECKING:
-    from evolve.types import Outcome, Split
+    from evolve.types import Items, Outcome, Split
 
 
 @dataclass(frozen=True)
@@ -23,6 +23,7 @@ class Record:
         outcome: What came of it, the log left out.
         attempts: How often it was started.
         at: When it was recorded, as ISO 8601 in UTC.
+        items: Which items of the split it is about; empty: all.
     """
 
     recipe: Recipe
@@ -31,11 +32,12 @@ class Record:
     outcome: Outcome
     attempts: int
     at: str
+    items: Items = ()
 
     @property
     def job(self) -> Job:
         """The job that it answers."""
-        return Job(self.recipe, self.split)
+        return Job(self.recipe, self.split, self.items)
 
 
 def to_text(record: Record) -> str:
@@ -49,6 +51,8 @@ def to_text(record: Record) -> str:
         "attempts": record.attempts,
         "at": record.at,
     }
+    if record.items:
+        document["items"] = record.items
     return json.dumps(document, indent=1, ensure_ascii=False) + "\n"
 
 
@@ -68,6 +72,7 @@ def from_text(text: str) -> Record:
             outcome=outcome_from_json(document["outcome"]),
             attempts=document["attempts"],
             at=document["at"],
+            items=tuple((task, tuple(keys)) for task, keys in document.get("items", ())),
         )
         stored = document["hash"]
     except (KeyError, TypeError, AttributeError, RecursionError) as error:

@@ -10,6 +10,7 @@
       stop                            present: the run is asked to stop
       study/journal.log               Optuna's journal
       candidates/<score_key>/<job>.json, logs/<job>.log
+      candidates/<score_key>/parts/<job>.json    scores of some of a candidate's items, while it races
       report.html report.json export/
 """
 
@@ -47,6 +48,7 @@ logger = logging.getLogger(__name__)
 
 _CONFIG, _IDENTITY, _PARENTS = "config.yaml", "identity.json", "parents.json"
 _BEFORE_RUN_JSON = {_CONFIG, _IDENTITY, _PARENTS, "lock"}
+_PARTS = "parts"
 _STATE_LOCK_SECONDS = 10.0
 
 
@@ -198,7 +200,8 @@ class RunDir:
             keys = (
                 [folder for folder in candidates.iterdir() if folder.is_dir()] if candidates.is_dir() else []
             )
-            for folder in (self.path, self.path / "study", self.path / "logs", candidates, *keys):
+            parts = [folder / _PARTS for folder in keys if (folder / _PARTS).is_dir()]
+            for folder in (self.path, self.path / "study", self.path / "logs", candidates, *keys, *parts):
                 sweep(folder)
 
     def outcome(self, job: Job, score_key: str) -> Outcome | None:
@@ -227,13 +230,23 @@ class RunDir:
         if outcome.log:
             make_folder(self.path / "logs")
             write_text(self.path / "logs" / f"{job.key}.log", outcome.log, durable=False)
-        record = Record(job.recipe, job.split, score_key, outcome, attempts, _now())
+        record = Record(job.recipe, job.split, score_key, outcome, attempts, _now(), job.items)
         write_text(file, to_text(record))
 
     def records(self) -> list[Record]:
-        """Return every record, oldest first. Damaged ones are left out with a warning. Never writes."""
+        """Return every record, oldest first. Damaged ones are left out with a warning. Never writes.
+
+        Records of parts are not among them.
+        """
+        return self._read_records("*/*.json")
+
+    def parts(self) -> list[Record]:
+        """Return the records of parts of a split, as :meth:`records` does the others."""
+        return self._read_records(f"*/{_PARTS}/*.json")
+
+    def _read_records(self, pattern: str) -> list[Record]:
         records = []
-        for file in sorted((self.path / "candidates").glob("*/*.json")):
+        for file in sorted((self.path / "candidates").glob(pattern)):
             if is_temporary(file.name):
                 continue
             try:
@@ -255,7 +268,8 @@ class RunDir:
     def _candidate(self, job: Job, score_key: str) -> Path:
         if not score_key or score_key.startswith(".") or "/" in score_key or "\0" in score_key:
             raise ValueError(f"a score key names a folder, and {score_key!r} cannot")
-        return self.path / "candidates" / score_key / f"{job.key}.json"
+        folder = self.path / "candidates" / score_key
+        return (folder / _PARTS if job.items else folder) / f"{job.key}.json"
 
     def state(self) -> dict[str, Any]:
         """Return what :meth:`write_state` put together; empty before the first. Never writes."""
