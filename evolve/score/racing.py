@@ -203,7 +203,7 @@ def reversed_share(values: Sequence[Array], strata: Strata, *, chosen: int) -> f
     """Return the expected share of pairs across the cut that stand in the wrong order.
 
     The estimates are shrunk first: of the variance between candidates, what the items' noise explains is no
-    difference (empirical Bayes, normal). Noise alone gives 1/2. This is what says that a generation had too
+    difference (empirical Bayes, normal). Noise alone gives 0.4 to 0.5. This is what says that a generation had too
     few items, as the change of ranks does in the uncertainty handling of Hansen, Niederberger, Guzzella and
     Koumoutsakos (2009), IEEE Trans. Evol. Comput. 13:180, without asking anything twice.
 

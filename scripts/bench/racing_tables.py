@@ -67,17 +67,18 @@ class Recorder:
         self.seconds: list[tuple[float, float, float]] = []
 
     def _listen(self, lm: Any) -> None:
-        inner = lm.loglikelihood
+        kind = type(lm)  # the engine may start again with a new object
+        inner = kind.loglikelihood
 
-        def loglikelihood(requests: Any, *more: Any, **options: Any) -> Any:
-            answers = inner(requests, *more, **options)
+        def loglikelihood(own: Any, requests: Any, *more: Any, **options: Any) -> Any:
+            answers = inner(own, requests, *more, **options)
             for request, (value, _) in zip(requests, answers, strict=True):
                 task, position, _ = request.metadata
                 self._heard.setdefault((task, position), {})[request.idx] = value
                 self._answers[task, position] = int(request.doc["answer"])
             return answers
 
-        lm.loglikelihood = loglikelihood
+        kind.loglikelihood = loglikelihood
 
     def margins(self, recipe: Recipe) -> tuple[Any, float]:
         """Return the margins of all items, the search's first, and the accuracy on the search's items."""

@@ -1,0 +1,369 @@
+"""Item-evaluations that racing, growing item numbers and the estimator save, over many simulated searches.
+
+    python scripts/bench/racing_tables.py --out racing_tables.npz     # once: real candidates, item by item
+    python scripts/bench/racing.py --tables racing_tables.npz [--seeds 20] [--json FILE]
+
+A search is simulated at points that were never built, so the recorded margins are interpolated over the
+genes (kernel ridge regression, all items with the same kernel), and an item is right where the margin is
+above 0. The script first says how good that is, on candidates left out. The rules are those of evolve itself:
+the class ``Race`` asks a simulated evaluator. CMA-ES is the library that Optuna calls, with Optuna's
+settings.
+
+What this can show: how the rules behave on items that agree and disagree between candidates as the demo's
+do. What it cannot: anything about other tasks, about noise of an engine (answers repeat exactly, as they do
+in the runs), or about the landscape finer than the interpolation.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import numpy as np
+from report import machine, versions
+
+from evolve.config.schema import ScoreConfig, SearchConfig
+from evolve.search.base import Standing, Told
+from evolve.search.race import Race
+from evolve.search.table import Table
+from evolve.types import Job, Recipe, Scored, TaskScore
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+_DRAWS = 2000
+RACING = {"first": 0.1, "growth": 2.0, "error": 0.2}
+GROWTH = {"first": 0.1, "growth": 1.5, "error": 0.25}
+ESTIMATOR = {"anchors": 0.1, "dimensions": 3, "correction": 0.5}
+ARMS: dict[str, dict[str, Any]] = {
+    "full": {},
+    "racing": {"racing": RACING},
+    "racing, discriminative": {"racing": {**RACING, "order": "discriminative"}},
+    "items_growth": {"items_growth": GROWTH},
+    "estimator": {"estimator": ESTIMATOR},
+    "racing + items_growth": {"racing": RACING, "items_growth": GROWTH},
+    "all": {"racing": RACING, "items_growth": GROWTH, "estimator": ESTIMATOR},
+}
+
+
+class Surrogate:
+    """Margins of all items at any point, interpolated between recorded candidates."""
+
+    def __init__(self, genes: Any, margins: Any, *, width: float, ridge: float) -> None:
+        self._genes, self._width = genes, width
+        self._mean = margins.mean(axis=0)
+        kernel = self._kernel(genes) + ridge * np.eye(len(genes))
+        self._weights = np.linalg.solve(kernel, margins - self._mean)
+
+    def _kernel(self, points: Any) -> Any:
+        distance = ((points[:, None, :] - self._genes[None, :, :]) ** 2).sum(axis=2)
+        return np.exp(-distance / (2 * self._width**2))
+
+    def margins(self, points: Any) -> Any:
+        """Return points by items."""
+        return self._mean + self._kernel(np.atleast_2d(points)) @ self._weights
+
+
+def fitted(genes: Any, margins: Any) -> tuple[Surrogate, dict[str, float]]:
+    """Choose width and ridge by five-fold validation; return the surrogate and how good it is."""
+    folds = np.random.default_rng(0).permutation(len(genes)) % 5
+    best: tuple[float, float, float, dict[str, float]] | None = None
+    for width in (0.5, 0.8, 1.2, 2.0):
+        for ridge in (1e-3, 1e-2, 1e-1):
+            guess = np.empty_like(margins)
+            for fold in range(5):
+                rest = folds != fold
+                model = Surrogate(genes[rest], margins[rest], width=width, ridge=ridge)
+                guess[~rest] = model.margins(genes[~rest])
+            found = _quality(margins > 0, guess > 0)
+            if best is None or found["agreement"] > best[3]["agreement"]:
+                best = width, ridge, found["agreement"], found
+    assert best is not None
+    width, ridge, _, quality = best
+    quality = {**quality, "width": width, "ridge": ridge}
+    return Surrogate(genes, margins, width=width, ridge=ridge), quality
+
+
+def _quality(right: Any, guess: Any) -> dict[str, float]:
+    scores, guessed = right.mean(axis=1), guess.mean(axis=1)
+    draw = np.random.default_rng(1)
+    pairs = draw.integers(0, len(right), (2000, 2))
+    apart = (right[pairs[:, 0]] != right[pairs[:, 1]]).mean()
+    apart_guess = (guess[pairs[:, 0]] != guess[pairs[:, 1]]).mean()
+    return {
+        "agreement": float((right == guess).mean()),
+        "r2 of scores": float(1 - ((scores - guessed) ** 2).sum() / ((scores - scores.mean()) ** 2).sum()),
+        "bias of scores": float((guessed - scores).mean()),
+        "items on which a pair differs": float(apart),
+        "the same, interpolated": float(apart_guess),
+    }
+
+
+class World:
+    """Real tables turned into a landscape."""
+
+    def __init__(self, tables: Mapping[str, Any]) -> None:
+        search = ~tables["holdout"]
+        self.surrogate, self.quality = fitted(tables["genes"], tables["margins"].astype(np.float64))
+        self.size = tables["genes"].shape[1]
+        self.search, self.holdout = np.flatnonzero(search), np.flatnonzero(~search)
+        names = [f"t{index}" for index in range(int(tables["tasks"].max()) + 1)]
+        self.score = ScoreConfig.model_validate({"tasks": [{"task": n, "metric": "acc"} for n in names]})
+        self.items = [(names[tables["tasks"][place]], str(tables["keys"][place])) for place in self.search]
+        self.place = {item: place for place, item in enumerate(self.items)}
+        self.baselines = [self.outcome(row[self.search] > 0, self.items) for row in tables["baselines"]]
+        self.seconds = dict(zip(("build", "load", "score"), map(float, tables["seconds"]), strict=True))
+
+    def outcome(self, right: Any, items: Sequence[tuple[str, str]]) -> Scored:
+        """Return the outcome of a candidate on some items."""
+        found: dict[str, dict[str, float]] = {}
+        for (task, key), value in zip(items, right, strict=True):
+            found.setdefault(task, {})[key] = float(value)
+        tasks = {
+            task: TaskScore("acc", float(np.mean(list(values.values()))), 0.0, True, values)
+            for task, values in found.items()
+        }
+        return Scored(0.0, 0.0, tasks)
+
+
+class Trace(NamedTuple):
+    """One simulated search, generation by generation."""
+
+    items: list[int]
+    loads: list[int]
+    trials: list[int]
+    search: list[float]
+    holdout: list[float]
+
+
+class Simulation:
+    """One search of one arm."""
+
+    def __init__(self, world: World, arm: Mapping[str, Any], seed: int, population: int) -> None:
+        from cmaes import CMA
+
+        self._world, self._population = world, population
+        self._config = SearchConfig.model_validate({"seed": seed, **arm})
+        racing = self._config.racing
+        order = "random" if racing is None else racing.order
+        self._table = Table(world.baselines, world.score, seed=seed, discriminative=order == "discriminative")
+        self._race = Race(
+            self._table,
+            self._config,
+            population=population,
+            settle=self._settle,
+            store=lambda recipe, whole: None,
+        )
+        self._optimizer = CMA(
+            mean=np.full(world.size, 0.5),
+            sigma=1 / 6,
+            bounds=np.tile([0.0, 1.0], (world.size, 1)),
+            seed=seed,
+            population_size=population,
+        )
+        self._right: dict[str, Any] = {}
+        self._told: list[Told] = []
+        self._scores: dict[str, float] = {}
+        self._asked = self._loads = 0
+
+    def _recipe(self, point: Any) -> Recipe:
+        recipe = Recipe.make({}, [{"point": {"x": [float(x) for x in point]}}])
+        if recipe.hash not in self._right:
+            self._right[recipe.hash] = self._world.surrogate.margins(point)[0] > 0
+        return recipe
+
+    def _settle(self, jobs: Sequence[Job]) -> Iterator[tuple[Job, Scored]]:
+        for job in jobs:
+            items = [(task, key) for task, keys in job.items for key in keys] or self._world.items
+            right = self._right[job.recipe.hash][self._world.search]
+            self._asked += len(items)
+            self._loads += 1
+            yield job, self._world.outcome([right[self._world.place[item]] for item in items], items)
+
+    def run(self, most_items: int, most_trials: int) -> Trace:
+        """Search until a budget is spent."""
+        trace = Trace([], [], [], [], [])
+        centre = self._recipe(np.full(self._world.size, 0.5))
+        for job, outcome in self._settle([Job(centre)]):
+            self._table.add(job.recipe.hash, outcome.tasks, {})
+        self._note(0, centre, 0.0)
+        self._mark(trace)
+        items: int | None = None
+        while self._asked < most_items and len(self._told) < most_trials:
+            points = [self._optimizer.ask() for _ in range(self._population)]
+            recipes = [self._recipe(point) for point in points]
+            best = max(self._scores, key=self._scores.__getitem__)
+            past = tuple(told.recipe for told in self._told)
+            last = tuple(self._told[-self._population :]) if len(self._told) > 1 else ()
+            standing = Standing((), items, False, (), past, last, best)
+            items = self._race.items(standing)
+            verdicts = self._race.run(recipes, replace(standing, items=items))
+            values = [verdicts[recipe.hash].value for recipe in recipes]
+            self._optimizer.tell([(p, -float(v or 0.0)) for p, v in zip(points, values, strict=True)])
+            for recipe, value in zip(recipes, values, strict=True):
+                self._note(len(self._told), recipe, float(value or 0.0))
+            self._mark(trace)
+        return trace
+
+    def _note(self, number: int, recipe: Recipe, value: float) -> None:
+        self._told.append(Told(number, value, recipe.hash))
+        whole = self._table.whole(recipe.hash)
+        if whole is not None:
+            self._scores[recipe.hash] = whole.value
+
+    def _mark(self, trace: Trace) -> None:
+        best = max(self._scores, key=self._scores.__getitem__)
+        trace.items.append(self._asked)
+        trace.loads.append(self._loads)
+        trace.trials.append(len(self._told))
+        trace.search.append(self._scores[best])
+        trace.holdout.append(float(self._right[best][self._world.holdout].mean()))
+
+
+class Costs(NamedTuple):
+    """Seconds of one load of a candidate (build and swap) and of one item."""
+
+    load: float
+    item: float
+
+
+def simulate(
+    world: World, arms: Mapping[str, Any], seeds: int, population: int, trials: int
+) -> dict[str, list[Trace]]:
+    """Run every arm with every seed. ``full`` gets ``trials``; the others may spend as many items as it."""
+    found: dict[str, list[Trace]] = {}
+    budget = len(world.items) * (1 + trials // population * population)
+    for name, arm in arms.items():
+        most = trials if not arm else 10 * trials
+        found[name] = [Simulation(world, arm, seed, population).run(budget, most) for seed in range(seeds)]
+        print(f"  {name}: simulated", flush=True)
+    return found
+
+
+def reached(traces: Sequence[Trace], target: float, spent: str, costs: Costs | None = None) -> float:
+    """Return what the mean search of ``traces`` has spent when its score is at ``target``; inf: never."""
+
+    def bill(trace: Trace) -> Any:
+        items = np.array(trace.items, dtype=float)
+        return items if costs is None else items * costs.item + np.array(trace.loads) * costs.load
+
+    bills = [bill(trace) for trace in traces]
+    grid = np.unique(np.concatenate(bills))
+    total = np.zeros(len(grid))
+    for own, trace in zip(bills, traces, strict=True):
+        place = np.searchsorted(own, grid, side="right") - 1
+        total += np.where(place >= 0, np.array(getattr(trace, spent))[place.clip(min=0)], 0.0)
+    above = np.flatnonzero(total / len(traces) >= target - 1e-12)
+    return float(grid[above[0]]) if len(above) else float("inf")
+
+
+def at_trials(trace: Trace, trials: int, what: str) -> float:
+    """Return the score when a search has had ``trials`` candidates."""
+    place = int(np.searchsorted(np.array(trace.trials), trials, side="right")) - 1
+    return float(getattr(trace, what)[place])
+
+
+def summary(
+    traces: Mapping[str, list[Trace]], trials: int, costs: Mapping[str, Costs]
+) -> list[dict[str, Any]]:
+    """Compare every arm with the full one, with intervals over seeds (bootstrap, seeds drawn together)."""
+    full = traces["full"]
+    draw = np.random.default_rng(0)
+    picks = [np.arange(len(full)), *draw.integers(0, len(full), (_DRAWS // 10, len(full)))]
+    rows = []
+    for name, own in traces.items():
+        row: dict[str, Any] = {"arm": name}
+        ratios: dict[str, list[float]] = {}
+        for pick in picks:
+            theirs, ours = [full[place] for place in pick], [own[place] for place in pick]
+            target = float(np.mean([trace.search[-1] for trace in theirs]))
+            for kind, cost in {"items": None, **costs}.items():
+                base = float(np.mean([_spent(trace, cost) for trace in theirs]))
+                ratios.setdefault(kind, []).append(base / reached(ours, target, "search", cost))
+        for kind, found in ratios.items():
+            row[f"{kind} saved"] = [found[0], *map(float, np.quantile(found[1:], [0.025, 0.975]))]
+        row["items per candidate"] = float(
+            np.mean([_at(trace, trials, "items") / _at(trace, trials, "trials") for trace in own])
+        )
+        row["loads per candidate"] = float(
+            np.mean([_at(trace, trials, "loads") / _at(trace, trials, "trials") for trace in own])
+        )
+        for what in ("search", "holdout"):
+            gaps = 100 * np.array(
+                [
+                    at_trials(a, trials, what) - at_trials(b, trials, what)
+                    for a, b in zip(own, full, strict=True)
+                ]
+            )
+            row[f"{what} at {trials} trials"] = [float(gaps.mean()), *_mean_interval(gaps)]
+        gaps = 100 * np.array([a.holdout[-1] - b.holdout[-1] for a, b in zip(own, full, strict=True)])
+        row["holdout at equal items"] = [float(gaps.mean()), *_mean_interval(gaps)]
+        rows.append(row)
+    return rows
+
+
+def _spent(trace: Trace, cost: Costs | None) -> float:
+    return trace.items[-1] if cost is None else trace.items[-1] * cost.item + trace.loads[-1] * cost.load
+
+
+def _at(trace: Trace, trials: int, what: str) -> float:
+    return at_trials(trace, trials, what)
+
+
+def _mean_interval(values: Any) -> list[float]:
+    draw = np.random.default_rng(1)
+    means = values[draw.integers(0, len(values), (_DRAWS, len(values)))].mean(axis=1)
+    return [float(bound) for bound in np.quantile(means, [0.025, 0.975])]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--tables", type=Path, required=True)
+    parser.add_argument("--seeds", type=int, default=20)
+    parser.add_argument("--trials", type=int, default=101, help="candidates of the full search")
+    parser.add_argument("--population", type=int, default=10)
+    parser.add_argument("--arms", nargs="*", help="names of arms; absent: all")
+    parser.add_argument("--json", type=Path)
+    given = parser.parse_args()
+    world = World(np.load(given.tables))
+    print("the surrogate, on candidates left out:")
+    for what, value in world.quality.items():
+        print(f"  {what}: {value:.3f}")
+    chosen = {name: arm for name, arm in ARMS.items() if not given.arms or name in ("full", *given.arms)}
+    traces = simulate(world, chosen, given.seeds, given.population, given.trials)
+    demo = Costs(world.seconds["build"] + world.seconds["load"], world.seconds["score"] / len(world.items))
+    rows = summary(
+        traces, given.trials, {"seconds": demo, "seconds, slow load": Costs(40 * demo.item, demo.item)}
+    )
+    show(rows)
+    if given.json:
+        data = {"machine": machine(), "versions": versions(), "surrogate": world.quality, "rows": rows}
+        data["traces"] = {name: [trace._asdict() for trace in found] for name, found in traces.items()}
+        given.json.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
+
+
+def show(rows: Sequence[Mapping[str, Any]]) -> None:
+    """Print the rows as a Markdown table."""
+    names = list(rows[0])
+    print("| " + " | ".join(names) + " |")
+    print("|" + "---|" * len(names))
+    for row in rows:
+        print("| " + " | ".join(_cell(row[name]) for name in names) + " |")
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, list):
+        return f"{value[0]:.2f} [{value[1]:.2f}, {value[2]:.2f}]"
+    return f"{value:.1f}" if isinstance(value, float) else str(value)
+
+
+if __name__ == "__main__":
+    main()
