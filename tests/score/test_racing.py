@@ -1,7 +1,8 @@
-"""The rules of the race against simulation: how often a settled candidate is wrongly settled, and by how much."""
+"""The rules of the race against simulation: how often a settled candidate is wrongly settled."""
 
 from __future__ import annotations
 
+import itertools
 import math
 from statistics import NormalDist
 from typing import Any
@@ -89,7 +90,7 @@ def test_looks_grow_geometrically_and_end_where_they_should(
     assert sizes == sorted(set(sizes))
     assert sizes[0] >= min(least, sizes[-1])
     assert sizes[-1] == min(total, max(most or total, least))
-    for before, after in zip(sizes[:-1], sizes[1:-1], strict=False):
+    for before, after in itertools.pairwise(sizes):
         assert after <= growth * before + growth + 1
 
 
@@ -100,9 +101,7 @@ def test_what_is_told_is_finite_and_in_the_order_of_the_race(entries: list[tuple
     assert sorted(told) == sorted(estimates)
     for one in range(len(told)):
         for other in range(len(told)):
-            if verdicts[one] > verdicts[other]:
-                assert told[one] >= told[other]
-            elif verdicts[one] == verdicts[other] and estimates[one] > estimates[other]:
+            if (verdicts[one], estimates[one]) > (verdicts[other], estimates[other]):
                 assert told[one] >= told[other]
 
 

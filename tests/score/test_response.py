@@ -22,7 +22,7 @@ def answers(draw: Any, models: int, *, dimensions: int = 2, logistic: bool = Tru
 
 
 def errors(table: Any, asked: int, history: int, correction: float, seed: int) -> tuple[float, float]:
-    """Return the root mean square errors of the estimator and of the plain mean over many draws of anchors."""
+    """Return the root mean square errors of the estimator and of the plain mean, over draws of anchors."""
     draw = np.random.default_rng(seed)
     found: list[float] = []
     plain: list[float] = []
