@@ -66,21 +66,26 @@ def test_only_whole_scores_count_and_they_are_those_of_the_model(raced: tuple[Pa
     # Put together from parts, a score is the one that all items at once give.
     prepared = prepare(load(config), runs=path.parent)
     evaluator = Evaluator(evaluator_spec(prepared))
-    pieced = {record.recipe.hash: record.recipe for record in run.parts()}
-    checked = 0
-    for name, recipe in pieced.items():
-        if name in whole:
-            scored = evaluator.evaluate(Job(recipe))
-            recorded = run.outcome(Job(recipe), prepared.score_key)
-            assert isinstance(scored, Scored)
-            assert isinstance(recorded, Scored)
-            assert recorded.value == pytest.approx(scored.value, abs=1e-12)
-            assert {name: task.items for name, task in recorded.tasks.items()} == {
-                name: task.items for name, task in scored.tasks.items()
-            }
-            checked += 1
+    pieced = {record.recipe.hash: record.recipe for record in run.parts() if record.recipe.hash in whole}
+    assert pieced
+    for recipe in pieced.values():
+        scored = evaluator.evaluate(Job(recipe))
+        recorded = run.outcome(Job(recipe), prepared.score_key)
+        assert isinstance(scored, Scored)
+        assert isinstance(recorded, Scored)
+        assert recorded.value == pytest.approx(scored.value, abs=1e-12)
+        assert {name: task.items for name, task in recorded.tasks.items()} == {
+            name: task.items for name, task in scored.tasks.items()
+        }
+    # A second part of the recipe that the engine holds needs no build and no load.
+    [task] = scored.tasks
+    keys = tuple(scored.tasks[task].items)
+    first, second = (evaluator.evaluate(Job(recipe, items=((task, some),))) for some in (keys[:5], keys[5:]))
+    assert isinstance(first, Scored)
+    assert isinstance(second, Scored)
+    assert "load" not in second.seconds
+    assert {**first.tasks[task].items, **second.tasks[task].items} == scored.tasks[task].items
     evaluator.close()
-    assert checked
 
 
 def test_killed_at_random_instants(raced: tuple[Path, Path], tmp_path: Path) -> None:

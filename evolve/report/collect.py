@@ -98,7 +98,7 @@ def collect(run: RunDir, loaded: Loaded) -> Material:
     key = state.get("score_key")
     records = [record for record in run.records() if key is None or record.score_key == key]
     outcomes = {Job(record.recipe, record.split).key: record.outcome for record in records}
-    recipes = {record.recipe.hash: record.recipe for record in records}
+    recipes = {record.recipe.hash: record.recipe for record in [*run.parts(), *records]}
     contents = {name: parent.content for name, parent in parents.items()}
     return Material(
         name=run.path.name,

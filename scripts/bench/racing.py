@@ -29,13 +29,14 @@ import numpy as np
 from report import machine, versions
 
 from evolve.config.schema import ScoreConfig, SearchConfig
+from evolve.score.racing import IN, OPEN, OUT
 from evolve.search.base import Standing, Told
-from evolve.search.race import Race
+from evolve.search.race import Entrant, Race
 from evolve.search.table import Table
 from evolve.types import Job, Recipe, Scored, TaskScore
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
 _DRAWS = 2000
 RACING = {"first": 0.1, "growth": 2.0, "error": 0.2}
@@ -140,6 +141,25 @@ class Trace(NamedTuple):
     trials: list[int]
     search: list[float]
     holdout: list[float]
+    shares: list[float]
+
+
+class Watched(Race):
+    """A race that counts who was settled, and who of them on the wrong side: the truth is on all items."""
+
+    truth: Callable[[str], float]
+    settled = wrong = entrants = 0
+
+    def _eliminate(self, entrants: Sequence[Entrant], before: Sequence[Told], items: int) -> None:
+        super()._eliminate(entrants, before, items)
+        scores = [self.truth(entrant.recipe.hash) for entrant in entrants]
+        ranked = sorted(scores, reverse=True)
+        cut = len(ranked) // 2
+        self.entrants += len(entrants)
+        for entrant, score in zip(entrants, scores, strict=True):
+            self.settled += entrant.verdict != OPEN
+            self.wrong += entrant.verdict == IN and score < ranked[cut - 1]
+            self.wrong += entrant.verdict == OUT and score > ranked[cut]
 
 
 class Simulation:
@@ -153,13 +173,14 @@ class Simulation:
         racing = self._config.racing
         order = "random" if racing is None else racing.order
         self._table = Table(world.baselines, world.score, seed=seed, discriminative=order == "discriminative")
-        self._race = Race(
+        self.race = Watched(
             self._table,
             self._config,
             population=population,
             settle=self._settle,
             store=lambda recipe, whole: None,
         )
+        self.race.truth = lambda name: float(self._right[name][world.search].mean())
         self._optimizer = CMA(
             mean=np.full(world.size, 0.5),
             sigma=1 / 6,
@@ -188,7 +209,7 @@ class Simulation:
 
     def run(self, most_items: int, most_trials: int) -> Trace:
         """Search until a budget is spent."""
-        trace = Trace([], [], [], [], [])
+        trace = Trace([], [], [], [], [], [])
         centre = self._recipe(np.full(self._world.size, 0.5))
         for job, outcome in self._settle([Job(centre)]):
             self._table.add(job.recipe.hash, outcome.tasks, {})
@@ -202,13 +223,15 @@ class Simulation:
             past = tuple(told.recipe for told in self._told)
             last = tuple(self._told[-self._population :]) if len(self._told) > 1 else ()
             standing = Standing((), items, False, (), past, last, best)
-            items = self._race.items(standing)
-            verdicts = self._race.run(recipes, replace(standing, items=items))
+            items = self.race.items(standing)
+            verdicts = self.race.run(recipes, replace(standing, items=items))
             values = [verdicts[recipe.hash].value for recipe in recipes]
             self._optimizer.tell([(p, -float(v or 0.0)) for p, v in zip(points, values, strict=True)])
             for recipe, value in zip(recipes, values, strict=True):
                 self._note(len(self._told), recipe, float(value or 0.0))
             self._mark(trace)
+        count = max(1, self.race.entrants)
+        trace.shares.extend((self.race.settled / count, self.race.wrong / count))
         return trace
 
     def _note(self, number: int, recipe: Recipe, value: float) -> None:
@@ -303,6 +326,8 @@ def summary(
             )
             row[f"{what} at {trials} trials"] = [float(gaps.mean()), *_mean_interval(gaps)]
         gaps = 100 * np.array([a.holdout[-1] - b.holdout[-1] for a, b in zip(own, full, strict=True)])
+        settled, wrong = np.mean([trace.shares for trace in own], axis=0)
+        row["settled"], row["wrongly"] = f"{settled:.3f}", f"{wrong:.4f}"
         row["holdout at equal items"] = [float(gaps.mean()), *_mean_interval(gaps)]
         rows.append(row)
     return rows
