@@ -1,22 +1,20 @@
 """Which candidates of a generation are settled before all items are asked: pure functions over tables.
 
 CMA-ES takes from a generation only who is in the better half, and in what order. All candidates get the same
-items in the same seeded order, in growing prefixes; after each prefix every pair is compared on the items
-that both have. A candidate that is worse than enough others is out, one that is better than enough others is
-in, and both stop. This is the race of Heidrich-Meisner and Igel (2009), "Hoeffding and Bernstein races for
-selecting policies in evolutionary direct policy search", with paired tests in place of their bounds.
+items in the same seeded order, in growing prefixes. After each prefix, a candidate that is in the half, or
+out of it, with a probability of at least ``1 - error`` is settled and stops; the others go on, for the places
+that are left. Racing for the places of a selection is due to Heidrich-Meisner and Igel (2009), "Hoeffding and
+Bernstein races for selecting policies in evolutionary direct policy search". Their bounds, and paired tests
+corrected for the number of comparisons, settle next to nobody here: candidates of one generation are alike.
 
-The test. With the differences d of a pair on the asked items, and each item counting by its share w of the
-objective, ``z = (|sum w d| - max |w d|) / sqrt(sum (w d)^2 (1 - m / N))``, stratum by stratum. For items that
-are 0 or 1 it is McNemar's test with Edwards' continuity correction (Edwards 1948, Psychometrika 13:185), for
-others the self-normalised sum, whose tail is below the normal one's bound for symmetric differences (Efron
-1969, J. Am. Stat. Assoc. 64:1278). The last factor is the finite-population correction: what is to be
-predicted is the score on the N items of this search, so at the last item nothing is left to err about.
-
-The error level. A candidate that belongs in, of true rank r among n with the first k in, is wrongly out only
-if k - r + 1 of the n - r worse ones look better. At level e a pair this has a probability of at most
-e (n - r) / (k - r + 1) (Markov), and the same from the other end. :func:`level_of_a_pair` sums this over all
-ranks, so that the expected share of wrongly settled candidates is at most ``error``, over all looks.
+The probability. The estimates of n candidates are normal around their scores on all items, with the variance
+s^2 of a paired comparison: half the mean over pairs of ``sum (w d)^2 (1 - m / N)``, d being the differences
+on the asked items, w what an item counts, m of N the items asked of its stratum. The last factor is the
+finite-population correction: at the last item nothing is left to err about. The scores of the generation are
+normal around their mean with variance t^2, and t is integrated over a grid, so that ten candidates that
+happen to lie apart are not taken at their word (a hierarchical normal model: Gelman et al., Bayesian Data
+Analysis, 3rd ed. 2013, ch. 5.4). Seeded draws from the posterior are ranked. What is settled with probability
+``1 - error`` or more is wrong with an expected share of at most ``error``, however often one looks.
 """
 
 from __future__ import annotations
@@ -37,6 +35,9 @@ if TYPE_CHECKING:
     Ints = npt.NDArray[np.int64]
 
 OUT, OPEN, IN = -1, 0, 1
+
+_DRAWS = 4000
+_GRID = 40
 
 
 @dataclass(frozen=True)
@@ -97,85 +98,96 @@ def looks(total: int, first: float, growth: float, *, least: int, most: int | No
     return [*sizes, end]
 
 
-def z_scores(first: Array, others: Array, strata: Strata) -> Array:
-    """Return how many standard errors ``first`` is better than each of the others, minus for worse.
+def paired(first: Array, second: Array, strata: Strata) -> tuple[float, float]:
+    """Return the estimated difference of two candidates and its standard error.
 
     Args:
         first: Values of one candidate on a prefix.
-        others: Candidates by items, on the same prefix.
+        second: Values of the other on the same prefix.
         strata: All items.
     """
-    count = len(first)
-    asked, sizes = strata.asked(count), strata.sizes
-    left = 1.0 - asked / np.maximum(sizes, 1)
-    parts = (first - others) * strata.weights(count)
-    sums = parts.sum(axis=1)
-    if not (left * (asked > 0)).any():
-        exact = np.where(np.abs(sums) > 1e-12, np.inf, 0.0)
-        return np.asarray(np.sign(sums) * exact)
-    spread = np.sqrt((parts**2 @ left[strata.of[:count]]).clip(min=0.0))
-    step = np.abs(parts).max(axis=1)
-    clear = np.maximum(np.abs(sums) - step, 0.0)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        return np.asarray(np.where(clear > 0, np.sign(sums) * clear / spread, 0.0))
+    parts = (first - second) * strata.weights(len(first))
+    return float(parts.sum()), math.sqrt(max(0.0, float(parts**2 @ _left(strata, len(first)))))
 
 
-def level_of_a_pair(error: float, count: int, chosen: int, tests: int) -> float:
-    """Return the one-sided level of one paired test: see the module's text.
+def chance_to_lead(first: Array, second: Array, strata: Strata) -> float:
+    """Return the probability that the first candidate is better on all items, by a normal posterior."""
+    difference, error = paired(first, second, strata)
+    if error <= 0:
+        return float(difference > 0)
+    return NormalDist().cdf(difference / error)
+
+
+def chances(values: Sequence[Array], strata: Strata, *, chosen: int) -> Array:
+    """Return each candidate's probability to be among the ``chosen`` best on all items.
 
     Args:
-        error: Accepted share of wrongly settled candidates.
-        count: Candidates in the race.
-        chosen: How many of them are in.
-        tests: Looks at which something can go wrong.
+        values: Each candidate's values on one common prefix.
+        strata: All items.
+        chosen: How many places there are.
     """
-    upper = sum((count - rank) / (chosen - rank + 1) for rank in range(1, chosen + 1))
-    rest = count - chosen
-    lower = sum((count - rank) / (rest - rank + 1) for rank in range(1, rest + 1))
-    return min(0.5, error * count / ((upper + lower) * max(1, tests)))
+    table = np.stack(values)
+    count, length = table.shape
+    estimates = table @ strata.weights(length)
+    variance = _pair_variances(table, strata)
+    noise = float(variance[np.triu_indices(count, 1)].mean()) / 2
+    if noise <= 0:
+        ranks = np.argsort(np.argsort(-estimates, kind="stable"), kind="stable")
+        return np.asarray(ranks < chosen, dtype=np.float64)
+    centre = estimates.mean()
+    apart = estimates - centre
+    # The spread t of the scores, on a grid in the standard deviation, flat.
+    grid = np.linspace(0.0, 3.0, _GRID) * math.sqrt(noise + float(np.mean(apart**2)))
+    total = grid**2 + noise
+    likelihood = -0.5 * (count - 1) * np.log(total) - 0.5 * float((apart**2).sum()) / total
+    weight = np.exp(likelihood - likelihood.max())
+    draw = np.random.default_rng(count)
+    spread = grid[draw.choice(_GRID, _DRAWS, p=weight / weight.sum())] ** 2
+    kept = (spread / (spread + noise))[:, None]
+    scores = kept * apart + np.sqrt(kept * noise) * draw.standard_normal((_DRAWS, count))
+    cut = -np.partition(-scores, chosen - 1, axis=1)[:, chosen - 1]
+    return np.asarray((scores >= cut[:, None]).mean(axis=0))
 
 
 def settle(
-    values: Sequence[Array],
-    verdicts: Sequence[int],
-    strata: Strata,
-    *,
-    chosen: int,
-    level: float,
+    values: Sequence[Array], verdicts: Sequence[int], strata: Strata, *, chosen: int, error: float
 ) -> list[int]:
     """Return the verdict on each candidate: ``IN``, ``OUT`` or ``OPEN``. What was settled stays so.
 
     Args:
-        values: Each candidate's values on its prefix; a settled one's may be shorter.
+        values: Each candidate's values on its prefix; those of the open ones are equally long.
         verdicts: What was settled before.
         strata: All items.
-        chosen: How many are in.
-        level: One-sided level of one paired test.
+        chosen: How many candidates are in, those settled before included.
+        error: Accepted probability that a settled one is on the wrong side.
     """
-    quantile = NormalDist().inv_cdf(1 - level)
-    count = len(values)
     found = list(verdicts)
-    for one in range(count):
-        if verdicts[one] != OPEN:
-            continue
-        z = _against(one, values, strata)
-        if (z < -quantile).sum() >= chosen:
-            found[one] = OUT
-        elif (z > quantile).sum() >= count - chosen:
-            found[one] = IN
+    left = [place for place, verdict in enumerate(verdicts) if verdict == OPEN]
+    places = chosen - sum(verdict == IN for verdict in verdicts)
+    if places <= 0 or places >= len(left):
+        for place in left:
+            found[place] = OUT if places <= 0 else IN
+        return found
+    chance = chances([values[place] for place in left], strata, chosen=places)
+    for rank, one in enumerate(np.argsort(-chance, kind="stable")):
+        if rank >= places and chance[one] <= error:
+            found[left[one]] = OUT
+        elif rank < places and chance[one] >= 1 - error:
+            found[left[one]] = IN
     return found
 
 
-def _against(one: int, values: Sequence[Array], strata: Strata) -> Array:
-    """Return the z scores of a candidate against all, 0 against itself, each on the common prefix."""
-    lengths = np.array([min(len(values[one]), len(other)) for other in values])
-    z = np.zeros(len(values))
-    for length in np.unique(lengths):
-        same = np.flatnonzero(lengths == length)
-        block = np.stack([values[other][:length] for other in same])
-        z[same] = z_scores(values[one][:length], block, strata)
-    z[one] = 0.0
-    return z
+def _left(strata: Strata, length: int) -> Array:
+    """Return for each of the first ``length`` items the finite-population correction of its stratum."""
+    share = 1.0 - strata.asked(length) / np.maximum(strata.sizes, 1)
+    return np.asarray(share[strata.of[:length]])
+
+
+def _pair_variances(table: Array, strata: Strata) -> Array:
+    """Return the variance of the estimated difference of every pair of rows."""
+    length = table.shape[1]
+    parts = (table[:, None, :] - table[None, :, :]) * strata.weights(length)
+    return np.maximum(0.0, parts**2 @ _left(strata, length))
 
 
 def order_of(estimates: Sequence[float], verdicts: Sequence[int]) -> list[int]:
@@ -203,7 +215,7 @@ def reversed_share(values: Sequence[Array], strata: Strata, *, chosen: int) -> f
     """Return the expected share of pairs across the cut that stand in the wrong order.
 
     The estimates are shrunk first: of the variance between candidates, what the items' noise explains is no
-    difference (empirical Bayes, normal). Noise alone gives 0.4 to 0.5. This is what says that a generation had too
+    difference (empirical Bayes, normal). Noise alone gives 0.4 to 0.5. This says that a generation had too
     few items, as the change of ranks does in the uncertainty handling of Hansen, Niederberger, Guzzella and
     Koumoutsakos (2009), IEEE Trans. Evol. Comput. 13:180, without asking anything twice.
 
@@ -216,10 +228,7 @@ def reversed_share(values: Sequence[Array], strata: Strata, *, chosen: int) -> f
     table = np.stack([one[:length] for one in values])
     estimates = table @ strata.weights(length)
     order = np.argsort(-estimates, kind="stable")
-    left = 1.0 - strata.asked(length) / np.maximum(strata.sizes, 1)
-    weights = strata.weights(length)
-    parts = (table[:, None, :] - table[None, :, :]) * weights
-    variance = np.maximum(0.0, parts**2 @ left[strata.of[:length]])
+    variance = _pair_variances(table, strata)
     pairs = variance[np.triu_indices(len(values), 1)]
     observed = float(np.var(estimates, ddof=1))
     noise = float(pairs.mean()) / 2

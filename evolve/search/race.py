@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from statistics import NormalDist
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -136,42 +135,36 @@ class Race:
             Recipe's hash to what its trials are told.
         """
         entrants = [Entrant(recipe) for recipe in {recipe.hash: recipe for recipe in recipes}.values()]
-        self._eliminate(entrants, standing.before, standing.items or len(self._table))
+        self._eliminate(entrants, standing, standing.items or len(self._table))
         while (leader := self._leader(entrants, standing)) is not None:
             self._challenge(leader, standing.incumbent)
             if not leader.failed:
                 break
         return self._verdicts(entrants, standing)
 
-    def _eliminate(self, entrants: Sequence[Entrant], before: Sequence[Told], items: int) -> None:
+    def _eliminate(self, entrants: Sequence[Entrant], standing: Standing, items: int) -> None:
         """Ask growing prefixes of those that are not settled, up to ``items``."""
-        for sizes in self._sizes(items, alone=len(entrants) + len(before) < 2):
-            size, tests = sizes
+        for size in self._sizes(items, race=len(entrants) > 1 and not standing.before):
             self._ask([entrant for entrant in entrants if entrant.verdict == racing.OPEN], size)
             live = [entrant for entrant in entrants if not entrant.failed]
-            if size == items or len(live) + len(before) < 2:
-                continue
-            self._compare(live, before, tests)
+            if size < items:
+                self._compare(live)
             if all(entrant.verdict != racing.OPEN for entrant in live):
                 return
 
-    def _sizes(self, items: int, *, alone: bool) -> list[tuple[int, int]]:
-        """Return the prefixes after which candidates are compared, each with the number of comparisons."""
-        if self._config.racing is None or alone:
-            return [(items, 1)]
+    def _sizes(self, items: int, *, race: bool) -> list[int]:
+        """Return the prefixes after which candidates are compared. Replacements do not race."""
+        if self._config.racing is None or not race:
+            return [items]
         first = self._rules.first * items / len(self._table)
-        sizes = racing.looks(len(self._table), first, self._rules.growth, least=self._least, most=items)
-        return [(size, len(sizes) - 1) for size in sizes]
+        return racing.looks(len(self._table), first, self._rules.growth, least=self._least, most=items)
 
-    def _compare(self, live: Sequence[Entrant], before: Sequence[Told], tests: int) -> None:
+    def _compare(self, live: Sequence[Entrant]) -> None:
         rows = [self._table.values(entrant.recipe.hash, entrant.asked) for entrant in live]
-        rows += [self._table.values(told.recipe, self._table.known(told.recipe)) for told in before]
-        chosen = min(len(rows) - 1, self._population // 2)
-        # Those that are told already are compared with, and stay as they are.
-        verdicts = [*(entrant.verdict for entrant in live), *(racing.IN for _ in before)]
-        level = racing.level_of_a_pair(self._rules.error, len(rows), chosen, tests)
-        found = racing.settle(rows, verdicts, self._table.strata, chosen=chosen, level=level)
-        for entrant, verdict in zip(live, found[: len(live)], strict=True):
+        chosen = min(len(rows), self._population // 2)
+        verdicts = [entrant.verdict for entrant in live]
+        found = racing.settle(rows, verdicts, self._table.strata, chosen=chosen, error=self._rules.error)
+        for entrant, verdict in zip(live, found, strict=True):
             entrant.verdict = verdict
 
     def _ask(self, entrants: Sequence[Entrant], size: int) -> None:
@@ -200,24 +193,22 @@ class Race:
         return live[racing.order_of(estimates, [entrant.verdict for entrant in live])[0]]
 
     def _challenge(self, leader: Entrant, incumbent: str | None) -> None:
-        """Ask the leader on until it has all items, or is worse than the best that had them."""
-        total = len(self._table)
-        sizes = [size for size in self._steps(leader.asked) if size > leader.asked]
-        quantile = NormalDist().inv_cdf(1 - min(0.5, self._rules.error / max(1, len(sizes))))
-        for size in sizes:
+        """Ask the leader on until it has all items, or is hardly better than the best that had them."""
+        for size in self._steps(leader.asked):
+            if leader.failed:
+                return
             if incumbent is not None and incumbent != leader.recipe.hash:
                 own = self._table.values(leader.recipe.hash, leader.asked)
                 best = self._table.values(incumbent, leader.asked)
-                if racing.z_scores(own, best[None, :], self._table.strata)[0] < -quantile:
+                if racing.chance_to_lead(own, best, self._table.strata) < self._rules.error:
                     return
             self._ask([leader], size)
-            if leader.failed:
-                return
-        assert leader.asked == total
 
     def _steps(self, asked: int) -> list[int]:
-        total = len(self._table)
-        return racing.looks(total, asked * self._rules.growth / total, self._rules.growth, least=self._least)
+        """Return the prefixes that follow after ``asked`` items, up to all."""
+        total, growth = len(self._table), self._rules.growth
+        sizes = racing.looks(total, asked * growth / total, growth, least=self._least)
+        return [size for size in sizes if size > asked]
 
     def _verdicts(self, entrants: Sequence[Entrant], standing: Standing) -> dict[str, Verdict]:
         live = [entrant for entrant in entrants if not entrant.failed]
