@@ -144,7 +144,7 @@ class EstimatorConfig(Block):
 
     anchors: float = Field(default=0.1, gt=0, le=1)
     """Share of the items that are asked where neither racing nor items_growth says."""
-    dimensions: int = Field(default=3, ge=1, le=16)
+    dimensions: int = Field(default=2, ge=1, le=16)
     """Dimensions of a model's ability."""
     correction: float = Field(default=0.5, ge=0, le=1)
     """How much of the error on the asked items is added: 0 trusts the model, 1 is unbiased without it."""

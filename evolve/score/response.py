@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     Mask = npt.NDArray[np.bool_]
 
 _ROUNDS = 12
+_PRECISION = 5.0
+"""Prior precision of abilities; items have 1. With 1 for both, estimates spread more than scores do."""
 _LIMIT = 30.0
 
 
@@ -71,8 +73,8 @@ def fit(answers: Array, *, dimensions: int, seed: int = 0) -> ResponseModel:
     free_model = np.array([*[True] * dimensions, False, True])
     free_item = np.array([*[True] * dimensions, True, False])
     for _ in range(_ROUNDS):
-        slope = _newton(slope, ability, filled.T, known.T, logistic, free_item)
-        ability = _newton(ability, slope, filled, known, logistic, free_model)
+        slope = _newton(slope, ability, filled.T, known.T, logistic, free_item, 1.0)
+        ability = _newton(ability, slope, filled, known, logistic, free_model, _PRECISION)
     return ResponseModel(ability, slope, logistic, scale)
 
 
@@ -120,7 +122,9 @@ def _start(filled: Array, known: Mask, dimensions: int, logistic: bool, seed: in
     )
 
 
-def _newton(own: Array, other: Array, table: Array, known: Mask, logistic: bool, free: Mask) -> Array:
+def _newton(
+    own: Array, other: Array, table: Array, known: Mask, logistic: bool, free: Mask, precision: float
+) -> Array:
     """Improve the rows of ``own`` against fixed ``other``: penalised Newton steps for all rows at once.
 
     Args:
@@ -130,16 +134,17 @@ def _newton(own: Array, other: Array, table: Array, known: Mask, logistic: bool,
         known: Which entries of the table count.
         logistic: The link.
         free: Which dimensions may move.
+        precision: Of the prior of each.
     """
     own = own.copy()
     features = other[:, free]
-    penalty = np.eye(int(free.sum()))
+    penalty = precision * np.eye(int(free.sum()))
     pairs = (features[:, :, None] * features[:, None, :]).reshape(len(features), -1)
     for _ in range(2 if logistic else 1):
         linear = own @ other.T
         expected = _squash(linear) if logistic else linear
         curvature = expected * (1 - expected) if logistic else np.ones_like(expected)
-        gradient = (known * (table - expected)) @ features - own[:, free]
+        gradient = (known * (table - expected)) @ features - precision * own[:, free]
         hessian = ((known * np.maximum(curvature, 1e-3)) @ pairs).reshape(len(own), *penalty.shape) + penalty
         step = np.linalg.solve(hessian, gradient[:, :, None])[:, :, 0]
         size = np.maximum(1.0, np.linalg.norm(step, axis=1, keepdims=True) / 2.0)
