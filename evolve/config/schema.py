@@ -121,7 +121,8 @@ class RacingConfig(Block):
     growth: float = Field(default=2.0, ge=1.1)
     """Factor by which the items grow from one comparison to the next; each costs a candidate a load."""
     error: float = Field(default=0.05, gt=0, lt=1)
-    """Largest expected share of candidates that end on the wrong side of the selected half."""
+    """Largest expected share of settled candidates that are on the wrong side of the selected half; and the
+    probability of beating the best below which the leader of a generation is asked no more."""
     order: Literal["random", "discriminative"] = "random"
     """``random``: a seeded order. ``discriminative``: items on which the parents differ come first; scores
     stay unbiased."""
@@ -130,11 +131,11 @@ class RacingConfig(Block):
 class ItemsGrowthConfig(Block):
     """Over the generations the number of items grows, as the differences between candidates shrink."""
 
-    first: float = Field(default=0.1, gt=0, le=1)
+    first: float = Field(default=0.05, gt=0, le=1)
     """Share of the items in the first generation."""
     growth: float = Field(default=1.5, ge=1.1)
     """Factor by which they grow when they are too few."""
-    error: float = Field(default=0.25, gt=0, lt=0.5)
+    error: float = Field(default=0.35, gt=0, lt=0.5)
     """They are too few where more than this share of the pairs across the selected half is expected to
     stand in the wrong order; by chance alone it would be 0.5."""
 

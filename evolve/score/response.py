@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     Array = npt.NDArray[np.float64]
     Mask = npt.NDArray[np.bool_]
 
-_ROUNDS = 12
+_ROUNDS = 8
 _PRECISION = 5.0
 """Prior precision of abilities; items have 1. With 1 for both, estimates spread more than scores do."""
 _LIMIT = 30.0

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     Array = npt.NDArray[np.float64]
     Settle = Callable[[Sequence[Job]], Iterator[tuple[Job, Outcome]]]
 
-_HISTORY = 200
+_HISTORY = 60
 """Most candidates of earlier generations that the estimator learns from."""
 
 

@@ -54,6 +54,14 @@ ARMS: dict[str, dict[str, Any]] = {
     "estimator": {"estimator": ESTIMATOR},
     "items_growth + racing": {"racing": WITHIN, "items_growth": GROWTH},
     "items_growth + estimator": {"items_growth": GROWTH, "estimator": ESTIMATOR},
+    "few items": {
+        "racing": {"first": 1.0, "error": 0.3},
+        "items_growth": {"first": 0.03, "growth": 1.5, "error": 0.4},
+    },
+    "too few items": {
+        "racing": {"first": 0.5, "error": 0.3},
+        "items_growth": {"first": 0.03, "growth": 1.5, "error": 0.43},
+    },
     "all three": {"racing": WITHIN, "items_growth": GROWTH, "estimator": ESTIMATOR},
 }
 _LONGER = 3
@@ -316,7 +324,8 @@ def show(rows: Sequence[Mapping[str, Any]]) -> None:
 
 def _cell(value: Any) -> str:
     if isinstance(value, list):
-        return f"{value[0]:.2f} [{value[1]:.2f}, {value[2]:.2f}]"
+        # A saving of 0 is a score that was never reached.
+        return "{} [{}, {}]".format(*("never" if part == 0 else f"{part:.2f}" for part in value))
     return f"{value:.1f}" if isinstance(value, float) else str(value)
 
 
