@@ -109,6 +109,14 @@ def test_killed_at_random_instants(raced: tuple[Path, Path], tmp_path: Path) -> 
     assert parts(tmp_path / "killed" / "small") == parts(path)
 
 
+@pytest.mark.ray
+def test_two_ray_evaluators_give_the_same_study(raced: tuple[Path, Path], tmp_path: Path) -> None:
+    config, path = raced
+    finish(config, tmp_path / "runs", "engine={kind: ray, evaluators: 2}")
+    assert left(tmp_path / "runs" / "small") == left(path)
+    assert parts(tmp_path / "runs" / "small") == parts(path)
+
+
 def test_a_metric_that_is_no_mean_cannot_be_raced(tmp_path: Path) -> None:
     config = make_search(tmp_path, search=SEARCH)
     task = tmp_path / "tasks" / "tiny_choice.yaml"
