@@ -319,13 +319,14 @@ def show(rows: Sequence[Mapping[str, Any]]) -> None:
     print("| " + " | ".join(names) + " |")
     print("|" + "---|" * len(names))
     for row in rows:
-        print("| " + " | ".join(_cell(row[name]) for name in names) + " |")
+        print("| " + " | ".join(_cell(name, row[name]) for name in names) + " |")
 
 
-def _cell(value: Any) -> str:
+def _cell(name: str, value: Any) -> str:
     if isinstance(value, list):
         # A saving of 0 is a score that was never reached.
-        return "{} [{}, {}]".format(*("never" if part == 0 else f"{part:.2f}" for part in value))
+        never = " saved, " in name
+        return "{} [{}, {}]".format(*("never" if never and not part else f"{part:.2f}" for part in value))
     return f"{value:.1f}" if isinstance(value, float) else str(value)
 
 
