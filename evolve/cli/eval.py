@@ -116,7 +116,7 @@ def _row(
 def _print_table(rows: list[dict[str, Any]], score: ScoreConfig) -> None:
     from evolve.report import numbers
 
-    tasks = [task.task for task in score.tasks]
+    tasks = [task.task for task in score.counted]
     cells = []
     for row in rows:
         if row["state"] == "failed":

@@ -91,7 +91,7 @@ def collect(run: RunDir, loaded: Loaded) -> Material:
         run: The run.
         loaded: Its own config.
     """
-    from evolve.space.baselines import baselines
+    from evolve.space.baselines import AVERAGE, baselines
 
     state = run.state()
     parents = run.parents()
@@ -100,6 +100,9 @@ def collect(run: RunDir, loaded: Loaded) -> Material:
     outcomes = {Job(record.recipe, record.split).key: record.outcome for record in records}
     recipes = {record.recipe.hash: record.recipe for record in [*run.parts(), *records]}
     contents = {name: parent.content for name, parent in parents.items()}
+    compared = baselines(loaded, contents)
+    if state.get("no_average"):
+        compared.pop(AVERAGE, None)
     return Material(
         name=run.path.name,
         path=run.path,
@@ -107,7 +110,7 @@ def collect(run: RunDir, loaded: Loaded) -> Material:
         state=state,
         parents=parents,
         trials=_trials(run, loaded, state, recipes, outcomes),
-        baselines=baselines(loaded, contents),
+        baselines=compared,
         outcomes=outcomes,
     )
 

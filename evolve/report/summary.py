@@ -171,7 +171,7 @@ def summarise(material: Material, run: str, *, top: int = 5) -> Summary:
         top=tuple(entries),
         parents=tuple(sorted(parents, key=_by_search)),
         average=next((entry for entry in baselines if entry.role == "average"), None),
-        tasks={task.task: (task.metric, task.weight) for task in score.tasks} if score else {},
+        tasks={task.task: (task.metric, task.weight) for task in score.counted} if score else {},
         trials=state.get("trials") or config.search.trials,
         states=Counter(trial.state for trial in material.trials),
         failures=Counter(trial.failure_kind for trial in material.trials if trial.failure_kind),

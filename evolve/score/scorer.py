@@ -14,15 +14,17 @@ from evolve.errors import CandidateError, TaskError
 from evolve.score.items import item_key
 from evolve.score.metrics import item_values, standard_error
 from evolve.score.requests import SplitTask, build_requests, parts_of, remember_texts
+from evolve.score.scorers.base import make_scorers
 from evolve.score.tasks import LoadedTask, load_tasks
 from evolve.types import Items, Split, TaskScore, content_hash
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from evolve.config.schema import ScoreConfig
     from evolve.score.engines.base import Engine
     from evolve.score.items import Item
+    from evolve.score.scorers.base import ModelScorer
 
 logger = logging.getLogger(__name__)
 
@@ -44,6 +46,7 @@ class Scorer:
         self._templated: dict[tuple[str, Split], list[Any]] = {}
         self._tokenizer: Any = None
         self._fingerprint = ""
+        self._scorers: dict[str, ModelScorer] = {}
 
     def prepare(self) -> None:
         """Load the tasks, draw the items and build the prompts. The second call does nothing.
@@ -51,10 +54,11 @@ class Scorer:
         Raises:
             TaskError: Tasks that cannot be used, all of them.
         """
-        if self._tasks:
+        if self._fingerprint:
             return
-        tasks, problems = load_tasks(self._config)
-        if problems:
+        tasks, problems = load_tasks(self._config) if self._config.tasks else ([], [])
+        scorers, wrong = make_scorers(self._config)
+        if problems := [*problems, *wrong]:
             lines = [f"score.{'.'.join(map(str, path))}: {message}" for path, message in problems]
             raise TaskError("\n".join(lines))
         for loaded in tasks:
@@ -64,8 +68,8 @@ class Scorer:
             for loaded in tasks
             for split in SPLITS
         }
-        self._fingerprint = _fingerprint(self._config, tasks, self._plain)
-        self._tasks = tasks
+        self._tasks, self._scorers = tasks, scorers
+        self._fingerprint = _fingerprint(self._config, tasks, self._plain, scorers)
 
     @property
     def fingerprint(self) -> str:
@@ -79,19 +83,20 @@ class Scorer:
         self.prepare()
         return {
             loaded.config.task: {split: len(loaded.sets[split]) for split in SPLITS} for loaded in self._tasks
-        }
+        } | {name: dict(scorer.sizes) for name, scorer in self._scorers.items()}
 
     @property
     def ratios(self) -> list[str]:
-        """Tasks whose metric is not the mean of the items' own scores, so that parts of it do not add up."""
+        """What cannot be scored in parts: metrics that are no means of the items' scores, other scorers."""
         from lm_eval.api.metrics import mean
 
         self.prepare()
-        return [
+        tasks = (
             f"{loaded.config.task} ({loaded.metric})"
             for loaded in self._tasks
             if loaded.task.aggregation().get(loaded.metric, mean) is not mean
-        ]
+        )
+        return [*tasks, *self._scorers]
 
     @property
     def duplicates(self) -> dict[str, int]:
@@ -109,7 +114,9 @@ class Scorer:
         ]
 
     def score(self, engine: Engine, split: Split, items: Items = ()) -> dict[str, TaskScore]:
-        """Score the model that ``engine`` holds on every task, or on some items of some tasks.
+        """Score the model that ``engine`` holds on every task and by every other scorer.
+
+        With ``items`` only those are scored, which are items of tasks.
 
         What the engine or lm-eval raises goes through as it is.
 
@@ -117,11 +124,20 @@ class Scorer:
             CandidateError: An answer, a metric or an item's score is NaN or infinite, or missing.
             TaskError: The split has no items, or the engine cannot answer a kind of request.
         """
-        from lm_eval.evaluator import evaluate
-
         self.prepare()
         if split == "holdout" and self._config.holdout.items == 0:
             raise TaskError("there is no holdout: score.holdout.items is 0")
+        found = self._score_tasks(engine, split, items) if self._tasks else {}
+        if items:
+            return found
+        for name, scorer in self._scorers.items():
+            self._seed()
+            found[name] = scorer.score(engine, split)
+        return found
+
+    def _score_tasks(self, engine: Engine, split: Split, items: Items) -> dict[str, TaskScore]:
+        from lm_eval.evaluator import evaluate
+
         views = self._views(engine.lm, split)
         asked: dict[str, Sequence[Item]] = {loaded.config.task: loaded.sets[split] for loaded in self._tasks}
         if items:
@@ -219,7 +235,10 @@ def _finite_answers(answers: Any) -> bool:
 
 
 def _fingerprint(
-    config: ScoreConfig, tasks: Sequence[LoadedTask], requests: dict[tuple[str, Split], list[Any]]
+    config: ScoreConfig,
+    tasks: Sequence[LoadedTask],
+    requests: dict[tuple[str, Split], list[Any]],
+    scorers: Mapping[str, ModelScorer],
 ) -> str:
     from importlib.metadata import version
 
@@ -250,7 +269,11 @@ def _fingerprint(
             "eval_args",
         }
     )
-    return content_hash({"lm_eval": version("lm-eval"), "settings": _plain(settings), "tasks": described})
+    whole = {"lm_eval": version("lm-eval"), "settings": _plain(settings), "tasks": described}
+    if scorers:
+        kinds = {name: type(scorer).__name__ for name, scorer in scorers.items()}
+        whole["scorers"] = [[name, kinds[name], scorer.identity()] for name, scorer in scorers.items()]
+    return content_hash(whole)
 
 
 _SCORING = ("output_type", "metric_list", "filter_list", "process_results", "repeats", "generation_kwargs")

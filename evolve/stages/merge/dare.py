@@ -35,6 +35,7 @@ class DareLinear(MergeMethod):
     per_model = (WEIGHT, DENSITY)
     shared = (normalize(False), rescale(True, "Divide what stays by the density."), LAMBDA)
     stored = True
+    deterministic = False
 
     @classmethod
     def mergekit_notes(cls, parameters: Mapping[str, Any]) -> tuple[str, ...]:

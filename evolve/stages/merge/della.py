@@ -50,6 +50,7 @@ class Della(MergeMethod):
     per_model = _PER_MODEL
     shared = (normalize(True), _RESCALE, LAMBDA)
     stored = True
+    deterministic = False
 
     @classmethod
     def mergekit_notes(cls, parameters: Mapping[str, Any]) -> tuple[str, ...]:
