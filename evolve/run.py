@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from evolve.config.schema import ScoreConfig
     from evolve.engine.base import EvaluatorSpec, Loop, Pool
     from evolve.score.overlap import Overlap
+    from evolve.score.scorer import Scorer
     from evolve.search.generations import Generations
     from evolve.store.rundir import RunDir
     from evolve.types import Parent, Recipe
@@ -169,6 +170,8 @@ def prepare(
     score = _resolved(config.score)
     scorer = Scorer(score)
     scorer.prepare()
+    if config.search.partial:
+        _require_parts(score, scorer)
     population = population_of(config.search, len(space.genes))
     folder, changed = _open_folder(loaded, parents, runs=runs, allow_config_change=allow_config_change)
     return Prepared(loaded, folder, parents, score, scorer.fingerprint, population, changed, checked.overlaps)
@@ -192,6 +195,18 @@ def _resolved(score: ScoreConfig | None) -> ScoreConfig:
             "scorers": located_scorers(score),
         }
     )
+
+
+def _require_parts(score: ScoreConfig, scorer: Scorer) -> None:
+    """See that a score on a part of the items says something of the whole."""
+    from evolve.score.objective import needs_parents
+
+    what = "search: racing, items_growth and estimator"
+    if needs_parents(score):
+        key = "retention" if score.objective == "weighted" else f"objective: {score.objective}"
+        raise UserError(f"{what} need an objective that is a sum over items: remove score.{key}, or these")
+    if scorer.ratios:
+        raise UserError(f"{what} need metrics that are means over items: {', '.join(scorer.ratios)}")
 
 
 def _open_folder(

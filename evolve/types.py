@@ -29,6 +29,9 @@ FailureKind = Literal[
 
 Split = Literal["search", "holdout"]
 
+Items: TypeAlias = "tuple[tuple[str, tuple[str, ...]], ...]"
+"""Some items of a split: each task with the keys of its items, in the order in which they are asked."""
+
 JsonValue: TypeAlias = "bool | int | float | str | list[JsonValue] | dict[str, JsonValue] | None"
 
 
@@ -176,15 +179,24 @@ Outcome: TypeAlias = Scored | Failed
 
 @dataclass(frozen=True)
 class Job:
-    """One piece of work for an evaluator: build this recipe and score it on this split."""
+    """One piece of work for an evaluator: build this recipe and score it on this split.
+
+    Attributes:
+        recipe: What is built.
+        split: The items that it is scored on.
+        items: A part of the split's items; empty: all of them. A part's outcome has scores of items and no
+            value of its own.
+    """
 
     recipe: Recipe
     split: Split = "search"
+    items: Items = ()
 
-    @property
+    @cached_property
     def key(self) -> str:
         """Identity of the job within a run."""
-        return f"{self.recipe.hash}-{self.split}"
+        whole = f"{self.recipe.hash}-{self.split}"
+        return f"{whole}-{content_hash(self.items)}" if self.items else whole
 
 
 def outcome_to_json(outcome: Outcome, *, items: bool = True) -> dict[str, Any]:

@@ -164,6 +164,44 @@ def _counted(entry: dict[str, Any]) -> Counted:
     return Counted(block.name or kind, block.metric_name, block.weight)
 
 
+class RacingConfig(Block):
+    """Within a generation, candidates are compared on growing subsets; those that are settled stop."""
+
+    first: float = Field(default=0.25, gt=0, le=1)
+    """Share of the items that every candidate is asked first."""
+    growth: float = Field(default=2.0, ge=1.1)
+    """Factor by which the items grow from one comparison to the next; each costs a candidate a load."""
+    error: float = Field(default=0.05, gt=0, lt=1)
+    """Largest expected share of settled candidates that are on the wrong side of the selected half; and the
+    probability of beating the best below which the leader of a generation is asked no more."""
+    order: Literal["random", "discriminative"] = "random"
+    """``random``: a seeded order. ``discriminative``: items on which the parents differ come first; scores
+    stay unbiased."""
+
+
+class ItemsGrowthConfig(Block):
+    """Over the generations the number of items grows, as the differences between candidates shrink."""
+
+    first: float = Field(default=0.05, gt=0, le=1)
+    """Share of the items in the first generation."""
+    growth: float = Field(default=1.5, ge=1.1)
+    """Factor by which they grow when they are too few."""
+    error: float = Field(default=0.35, gt=0, lt=0.5)
+    """They are too few where more than this share of the pairs across the selected half is expected to
+    stand in the wrong order; by chance alone it would be 0.5."""
+
+
+class EstimatorConfig(Block):
+    """An item-response model predicts the items that were not asked."""
+
+    anchors: float = Field(default=0.1, gt=0, le=1)
+    """Share of the items that are asked where neither racing nor items_growth says."""
+    dimensions: int = Field(default=2, ge=1, le=16)
+    """Dimensions of a model's ability."""
+    correction: float = Field(default=0.5, ge=0, le=1)
+    """How much of the error on the asked items is added: 0 trusts the model, 1 is unbiased without it."""
+
+
 class SearchConfig(Block):
     """How recipes are proposed, and when to stop."""
 
@@ -184,6 +222,26 @@ class SearchConfig(Block):
     storage: Annotated[Text, AfterValidator(_no_password)] | None = None
     """Optuna storage URL (``sqlite:///...``, ``postgresql://...``); absent: a journal file in the run's
     folder. ``${NAME}`` is taken from the environment."""
+    racing: RacingConfig | None = None
+    """Stop settled candidates early; absent: off. These three need ``sampler: cmaes``."""
+    items_growth: ItemsGrowthConfig | None = None
+    """Ask fewer items in early generations; absent: off."""
+    estimator: EstimatorConfig | None = None
+    """Predict the items that were not asked; absent: off."""
+
+    @property
+    def partial(self) -> bool:
+        """Whether candidates may be scored on a part of the items."""
+        return any(block is not None for block in (self.racing, self.items_growth, self.estimator))
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.partial and self.sampler != "cmaes":
+            raise ValueError(
+                f"racing, items_growth and estimator need sampler: cmaes, which looks at ranks within a "
+                f"generation; {self.sampler} compares values across generations"
+            )
+        return self
 
 
 class EngineConfig(Block):

@@ -41,6 +41,7 @@ class Evaluator:
         self._memo = Memo()
         self._scorer: Scorer | None = None
         self._engine: Engine | None = None
+        self._held = ""
 
     def start(self) -> float:
         """Map the parents, prepare the tasks and start the engine.
@@ -93,11 +94,14 @@ class Evaluator:
         phase: FailureKind = "engine"
         try:
             self.start()
-            phase = "build"
-            model = self._build(job, clock)
-            phase = "engine"
-            with clock.phase("load"):
-                self._require_engine().load(model)
+            if not self._held or self._held != job.recipe.hash:
+                self._held = ""
+                phase = "build"
+                model = self._build(job, clock)
+                phase = "engine"
+                with clock.phase("load"):
+                    self._require_engine().load(model)
+                self._held = job.recipe.hash
             phase = "score"
             with clock.phase("score"):
                 return self._score(job)
@@ -138,7 +142,9 @@ class Evaluator:
 
         if self._scorer is None:
             raise RuntimeError("the evaluator was not started")
-        tasks = self._scorer.score(self._require_engine(), job.split)
+        tasks = self._scorer.score(self._require_engine(), job.split, job.items)
+        if job.items:  # a part: its items go into a table, and the sum over tasks means nothing
+            return Scored(0.0, math.nan, tasks)
         value, stderr = objective(tasks, self._spec.score)
         if not math.isfinite(value):
             raise CandidateError("non_finite", f"the objective is {value}")
@@ -152,6 +158,7 @@ class Evaluator:
     def reset(self) -> None:
         """Drop the engine; the next job starts a fresh one."""
         engine, self._engine = self._engine, None
+        self._held = ""
         if engine is not None:
             with contextlib.suppress(Exception):
                 engine.close()

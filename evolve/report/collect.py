@@ -121,7 +121,7 @@ def collect(run: RunDir, loaded: Loaded) -> Material:
     key = state.get("score_key")
     records = [record for record in run.records() if key is None or record.score_key == key]
     outcomes = {record.job.key: record.outcome for record in records}
-    recipes = {record.recipe.hash: record.recipe for record in records}
+    recipes = {record.recipe.hash: record.recipe for record in [*run.parts(), *records]}
     contents = {name: parent.content for name, parent in parents.items()}
     known = baselines(loaded, contents)
     if state.get("no_average"):

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from evolve.config.schema import ScoreConfig
     from evolve.score.items import Item
     from evolve.score.tasks import LoadedTask
+    from evolve.types import Items
 
 
 def build_requests(
@@ -100,6 +101,15 @@ class SplitTask:
         self._task = task
         self._requests = requests
         self._docs = [item.doc for item in items]
+        self._positions: Sequence[int] = range(len(items))
+
+    def part(self, positions: Sequence[int]) -> SplitTask:
+        """Return the task reduced to the items at ``positions``, in rising order; requests are shared."""
+        wanted = set(positions)
+        requests = [request for request in self._requests if request.doc_id in wanted]
+        part = SplitTask(self._task, (), requests)
+        part._docs, part._positions = self._docs, positions
+        return part
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._task, name)
@@ -117,11 +127,37 @@ class SplitTask:
 
     def doc_iterator(self, **_: Any) -> Iterator[tuple[int, Any]]:
         """Yield position and document; rank, limit and samples have no say."""
-        return iter(enumerate(self._docs))
+        return ((position, self._docs[position]) for position in self._positions)
 
     def build_all_requests(self, **_: Any) -> None:
         """Hand out fresh copies, because lm-eval writes the answers into them."""
         self._task._instances = [_fresh(request) for request in self._requests]
+
+
+def parts_of(
+    views: Mapping[str, SplitTask], sets: Mapping[str, Sequence[Item]], items: Items
+) -> tuple[dict[str, SplitTask], dict[str, Sequence[Item]]]:
+    """Return the views of some items of some tasks, and those items as lm-eval will answer them.
+
+    Args:
+        views: Task name to its view of a whole split.
+        sets: Task name to the items of the split.
+        items: Task names with the keys of the items wanted.
+
+    Raises:
+        TaskError: The split has no such task or item.
+    """
+    parts: dict[str, SplitTask] = {}
+    asked: dict[str, Sequence[Item]] = {}
+    for task, keys in items:
+        places = {item.key: place for place, item in enumerate(sets.get(task, ()))}
+        missing = [key for key in keys if key not in places]
+        if missing:
+            raise TaskError(f"task {task!r} has no item {missing[0]} in this split")
+        positions = sorted(places[key] for key in keys)
+        parts[task] = views[task].part(positions)
+        asked[task] = [sets[task][position] for position in positions]
+    return parts, asked
 
 
 def _fresh(request: Any) -> Any:

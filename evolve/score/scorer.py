@@ -13,16 +13,17 @@ import numpy as np
 from evolve.errors import CandidateError, TaskError
 from evolve.score.items import item_key
 from evolve.score.metrics import chance_of, item_values, standard_error
-from evolve.score.requests import SplitTask, build_requests, remember_texts
+from evolve.score.requests import SplitTask, build_requests, parts_of, remember_texts
 from evolve.score.scorers.base import make_scorers
 from evolve.score.tasks import LoadedTask, load_tasks
-from evolve.types import Split, TaskScore, content_hash
+from evolve.types import Items, Split, TaskScore, content_hash
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from evolve.config.schema import ScoreConfig
     from evolve.score.engines.base import Engine
+    from evolve.score.items import Item
     from evolve.score.scorers.base import ModelScorer
 
 logger = logging.getLogger(__name__)
@@ -85,6 +86,19 @@ class Scorer:
         } | {name: dict(scorer.sizes) for name, scorer in self._scorers.items()}
 
     @property
+    def ratios(self) -> list[str]:
+        """What cannot be scored in parts: metrics that are no means of the items' scores, other scorers."""
+        from lm_eval.api.metrics import mean
+
+        self.prepare()
+        tasks = (
+            f"{loaded.config.task} ({loaded.metric})"
+            for loaded in self._tasks
+            if loaded.task.aggregation().get(loaded.metric, mean) is not mean
+        )
+        return [*tasks, *self._scorers]
+
+    @property
     def duplicates(self) -> dict[str, int]:
         """Task name to the number of items left out because others say the same."""
         self.prepare()
@@ -99,8 +113,10 @@ class Scorer:
             for request in self._plain[loaded.config.task, split]
         ]
 
-    def score(self, engine: Engine, split: Split) -> dict[str, TaskScore]:
+    def score(self, engine: Engine, split: Split, items: Items = ()) -> dict[str, TaskScore]:
         """Score the model that ``engine`` holds on every task and by every other scorer.
+
+        With ``items`` only those are scored, which are items of tasks.
 
         What the engine or lm-eval raises goes through as it is.
 
@@ -111,16 +127,21 @@ class Scorer:
         self.prepare()
         if split == "holdout" and self._config.holdout.items == 0:
             raise TaskError("there is no holdout: score.holdout.items is 0")
-        found = self._score_tasks(engine, split) if self._tasks else {}
+        found = self._score_tasks(engine, split, items) if self._tasks else {}
+        if items:
+            return found
         for name, scorer in self._scorers.items():
             self._seed()
             found[name] = scorer.score(engine, split)
         return found
 
-    def _score_tasks(self, engine: Engine, split: Split) -> dict[str, TaskScore]:
+    def _score_tasks(self, engine: Engine, split: Split, items: Items) -> dict[str, TaskScore]:
         from lm_eval.evaluator import evaluate
 
         views = self._views(engine.lm, split)
+        asked: dict[str, Sequence[Item]] = {loaded.config.task: loaded.sets[split] for loaded in self._tasks}
+        if items:
+            views, asked = parts_of(views, asked, items)
         self._seed()
         try:
             results = evaluate(
@@ -137,10 +158,12 @@ class Scorer:
         if results is None:
             raise CandidateError("score", "lm-eval gave no results: this process has a rank other than 0")
         return {
-            loaded.config.task: _task_score(loaded, loaded.sets[split], results) for loaded in self._tasks
+            loaded.config.task: _task_score(loaded, asked[loaded.config.task], results)
+            for loaded in self._tasks
+            if loaded.config.task in asked
         }
 
-    def _views(self, lm: Any, split: Split) -> dict[str, Any]:
+    def _views(self, lm: Any, split: Split) -> dict[str, SplitTask]:
         """Return lm-eval's view of each task, with prompts in the model's chat template where asked for."""
         requests = self._plain
         if self._config.apply_chat_template:

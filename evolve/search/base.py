@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol, TypeAlias, runtime_checkable
+from typing import TYPE_CHECKING, Literal, Protocol, TypeAlias, runtime_checkable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -12,6 +12,10 @@ if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
 
     from evolve.space.genes import Gene
+
+
+Score: TypeAlias = 'float | Literal["value"] | None'
+"""A trial's objective on all items; ``"value"``: it is what the sampler is told."""
 
 
 @dataclass(frozen=True)
@@ -28,6 +32,44 @@ class Proposal:
 
 
 @dataclass(frozen=True)
+class Told:
+    """A complete trial, as the sampler sees it.
+
+    Attributes:
+        number: The trial's number.
+        value: What the sampler was told.
+        recipe: Hash of its recipe.
+    """
+
+    number: int
+    value: float
+    recipe: str
+
+
+@dataclass(frozen=True)
+class Standing:
+    """Where a race stands that may be scored on parts of the items; the same after any kill.
+
+    Attributes:
+        members: All proposals of the round that was begun, told or not; empty before the first.
+        items: What :meth:`Searcher.round` was given with that round.
+        pending: Whether one of them is not told.
+        before: Complete trials of the generation of that round that are older than the round.
+        past: Hashes of the recipes of all complete trials older than the round, oldest first.
+        last: Complete trials of the generation that was finished last.
+        incumbent: Recipe of the best trial older than the round that was asked all items, or None.
+    """
+
+    members: tuple[Proposal, ...]
+    items: int | None
+    pending: bool
+    before: tuple[Told, ...]
+    past: tuple[str, ...]
+    last: tuple[Told, ...]
+    incumbent: str | None
+
+
+@dataclass(frozen=True)
 class Progress:
     """How far the study is.
 
@@ -39,7 +81,7 @@ class Progress:
         asked: Trials of the current generation that were asked, failed and running ones included.
         running: Trials that were asked and not told.
         stale: Whole generations since the best value improved.
-        best: The best value so far, or None.
+        best: The best objective on all items so far, or None.
         exhausted: Whether the sampler has nothing left to ask, and all that was asked is told.
     """
 
@@ -63,16 +105,22 @@ class Searcher(Protocol):
     killed.
     """
 
-    def round(self, size: int) -> list[Proposal]:
+    def round(self, size: int, *, items: int | None = None) -> list[Proposal]:
         """Return the proposals that are asked and not told, after completing the round that was begun.
 
         A new round begins only when all earlier proposals are told. It has at most ``size`` proposals, and
-        never more than the generation lacks.
+        never more than the generation lacks. ``items`` is kept with it, for :meth:`standing`.
         """
         ...
 
-    def tell(self, number: int, value: float | None, *, recipe: str) -> None:
+    def standing(self) -> Standing:
+        """Read from the study where the round stands that was begun last."""
+        ...
+
+    def tell(self, number: int, value: float | None, *, recipe: str, score: Score = "value") -> None:
         """Store the value of a trial (larger is better), or None for a failure, and its recipe's hash.
+
+        ``score`` is the objective on all items where the value is something else, None where it is not known.
 
         Telling a finished trial again is ignored, so that reconciling after a kill is safe.
         """
@@ -83,7 +131,7 @@ class Searcher(Protocol):
         ...
 
     def best(self) -> Proposal | None:
-        """Return the complete trial of the highest value, the earliest of equals; None: none is complete."""
+        """Return the trial of the highest objective on all items, the earliest of equals, or None."""
         ...
 
     def top(self, count: int) -> list[Proposal]:

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 from evolve.errors import Interrupted, RunError
 from evolve.score.objective import needs_parents, valued
+from evolve.search.race import Race
+from evolve.search.table import Table
 from evolve.types import Failed, Job, Scored
 
 if TYPE_CHECKING:
@@ -66,7 +68,8 @@ class Plan:
         baselines: Name to recipe, scored before the first generation and outside the study.
         score_key: Hash of everything that decides a score.
         holdout: Whether there are holdout items.
-        score: Tasks and objective; None: a value is what the evaluator says.
+        score: Tasks and objective, also for candidates that are scored on parts of the items; None: a value
+            is what the evaluator says.
     """
 
     config: SearchConfig
@@ -91,6 +94,7 @@ class Generations:
         self._started = False
         self._failed: Counter[str] = Counter()
         self._parents: dict[Split, Parents] = {}
+        self._race: Race | None = None
 
     def step(self) -> bool:
         """Advance by one generation; the baselines come first, the holdout last.
@@ -162,7 +166,66 @@ class Generations:
             budget = 2 * self._plan.population - progress.asked + progress.running
             if budget <= 0:
                 raise RunError(self._too_many_failures(progress))
-            self._settle(self._searcher.round(min(missing, budget)), [])
+            if self._plan.config.partial:
+                self._race_round(min(missing, budget))
+            else:
+                self._settle(self._searcher.round(min(missing, budget)), [])
+
+    def _race_round(self, size: int) -> None:
+        """Bring a round to its end with candidates that are scored on parts of the items."""
+        race = self._race = self._race or self._open_race()
+        standing = self._searcher.standing()
+        items = standing.items if standing.pending else race.items(standing)
+        pending = {proposal.number for proposal in self._searcher.round(size, items=items)}
+        standing = self._searcher.standing()
+        recipes = {
+            proposal.number: self._space.recipe(proposal.values, self._plan.contents)
+            for proposal in standing.members
+        }
+        verdicts = race.run(list(recipes.values()), standing)
+        for number, recipe in recipes.items():
+            if number in pending:
+                found = verdicts[recipe.hash]
+                self._searcher.tell(number, found.value, recipe=recipe.hash, score=found.score)
+        self._report(self._searcher.progress(), running=0)
+
+    def _open_race(self) -> Race:
+        """Return the rules of the race, with all that is recorded of the run's candidates."""
+        if self._plan.score is None:
+            raise ValueError("racing needs the plan's score")
+        racing, key = self._plan.config.racing, self._plan.score_key
+        outcomes = [self._run.outcome(Job(recipe), key) for recipe in self._plan.baselines.values()]
+        table = Table(
+            [outcome for outcome in outcomes if isinstance(outcome, Scored)],
+            self._plan.score,
+            seed=self._plan.config.seed,
+            discriminative=racing is not None and racing.order == "discriminative",
+        )
+        for record in [*self._run.records(), *self._run.parts()]:
+            if record.score_key == key and record.split == "search" and isinstance(record.outcome, Scored):
+                table.add(record.recipe.hash, record.outcome.tasks, record.outcome.seconds)
+
+        def store(recipe: Recipe, whole: Scored) -> None:
+            self._run.record(Job(recipe), whole, score_key=key, attempts=1)
+
+        return Race(
+            table, self._plan.config, population=self._plan.population, settle=self._parts, store=store
+        )
+
+    def _parts(self, jobs: Sequence[Job]) -> Iterator[tuple[Job, Outcome]]:
+        """Bring parts of candidates to their outcomes. A failure is recorded as that of the candidate."""
+        open_jobs = []
+        for job in jobs:
+            outcome = self._known(Job(job.recipe))
+            if isinstance(outcome, Failed):
+                yield job, outcome
+            else:
+                open_jobs.append(job)
+        self._run.write_state(running=len(open_jobs))
+        for result in self._evaluate(open_jobs, self._should_stop):
+            failed = isinstance(result.outcome, Failed)
+            self._record(result, Job(result.job.recipe) if failed else result.job)
+            yield result.job, result.outcome
 
     def _settle(self, proposals: Sequence[Proposal], extra: Sequence[Job]) -> None:
         """Bring proposals and further jobs to their outcomes, each distinct recipe evaluated once."""
@@ -267,10 +330,11 @@ class Generations:
         for result in self._evaluate(todo, self._run.stop_requested):
             self._record(result)
 
-    def _record(self, result: Evaluated) -> Outcome:
-        """Write an outcome with its value, and return it."""
-        outcome = self._valued(result.outcome, result.job.split)
-        self._run.record(result.job, outcome, score_key=self._plan.score_key, attempts=result.attempts)
+    def _record(self, result: Evaluated, job: Job | None = None) -> Outcome:
+        """Write an outcome with its value, for its own job or another, and return it."""
+        job = job or result.job
+        outcome = result.outcome if job.items else self._valued(result.outcome, job.split)
+        self._run.record(job, outcome, score_key=self._plan.score_key, attempts=result.attempts)
         if isinstance(outcome, Failed):
             self._failed[outcome.kind] += 1
         return outcome

@@ -15,9 +15,9 @@ from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
 from evolve.errors import RunError
-from evolve.search.base import FiniteFactory, Progress, Proposal
+from evolve.search.base import FiniteFactory, Progress, Proposal, Standing, Told
 from evolve.search.declared import suggest
-from evolve.store.study import RECIPE, storage_errors
+from evolve.store.study import RECIPE, SCORE, score_of, storage_errors
 from evolve.types import content_hash
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from optuna import Study
     from optuna.trial import FrozenTrial
 
-    from evolve.search.base import SamplerFactory
+    from evolve.search.base import SamplerFactory, Score
     from evolve.space.genes import Gene
 
 logger = logging.getLogger(__name__)
@@ -73,7 +73,7 @@ class StudySearcher:
         self._whole = False
         make_sampler(self._genes, population, seed_of_ask(seed, 0))
 
-    def round(self, size: int) -> list[Proposal]:
+    def round(self, size: int, *, items: int | None = None) -> list[Proposal]:
         """Return the proposals that are asked and not told, after completing the round that was begun.
 
         A new round begins only when all earlier proposals are told. It is cut to what the generation lacks.
@@ -85,11 +85,17 @@ class StudySearcher:
                 return pending
             size = int(min(size, self.progress().missing, self._left(self._trials())))
             if size > 0:
-                self._begin_round(size)
+                self._begin_round(size, items)
                 self._complete_round()
             return self._pending()
 
-    def tell(self, number: int, value: float | None, *, recipe: str) -> None:
+    def standing(self) -> Standing:
+        """Read from the study where the round stands that was begun last."""
+        with storage_errors(self._where):
+            self._complete_round()
+            return standing_of(self._trials(), self._population, self._study.user_attrs.get(_ROUND))
+
+    def tell(self, number: int, value: float | None, *, recipe: str, score: Score = "value") -> None:
         """Store the value of a trial, or None for a failure, and its recipe's hash.
 
         Telling a finished trial again is ignored. A value that is not finite counts as a failure.
@@ -107,7 +113,10 @@ class StudySearcher:
                 logger.warning("trial %d: the value %r is not finite; it counts as failed", number, value)
                 value = None
             # Before the state, since a finished trial takes no attributes.
-            optuna.trial.Trial(self._study, trials[number]._trial_id).set_user_attr(RECIPE, recipe)
+            trial = optuna.trial.Trial(self._study, trials[number]._trial_id)
+            if score != "value":
+                trial.set_user_attr(SCORE, score)
+            trial.set_user_attr(RECIPE, recipe)
             if value is None:
                 self._study.tell(number, state=optuna.trial.TrialState.FAIL, skip_if_finished=True)
             else:
@@ -122,20 +131,22 @@ class StudySearcher:
             return replace(progress, exhausted=exhausted)
 
     def best(self) -> Proposal | None:
-        """Return the complete trial of the highest value, the earliest of equals; None: none is complete."""
+        """Return the trial of the highest objective on all items, the earliest of equals, or None."""
         with storage_errors(self._where):
-            complete = [trial for trial in self._trials() if trial.state.name == "COMPLETE"]
-        return _proposal(max(complete, key=lambda trial: trial.value)) if complete else None
+            best = _best(self._trials())
+        return _proposal(best) if best is not None else None
 
     def top(self, count: int) -> list[Proposal]:
-        """Return the ``count`` best complete trials of different recipes, the best first.
+        """Return the ``count`` best trials of different recipes on all items, the best first.
 
         Of equals the earlier one comes first.
         """
         with storage_errors(self._where):
-            complete = [trial for trial in self._trials() if trial.state.name == "COMPLETE"]
+            trials = self._trials()
+        scores = {trial.number: score for trial in trials if (score := score_of(trial)) is not None}
+        ranked = sorted(scores, key=lambda number: (-scores[number], number))
         distinct: dict[str, FrozenTrial] = {}
-        for trial in sorted(complete, key=lambda trial: (-trial.value, trial.number)):
+        for trial in (trials[number] for number in ranked):
             distinct.setdefault(trial.user_attrs.get(RECIPE) or str(trial.number), trial)
         return [_proposal(trial) for trial in list(distinct.values())[:count]]
 
@@ -153,13 +164,14 @@ class StudySearcher:
     def _pending(self) -> list[Proposal]:
         return [_proposal(trial) for trial in self._trials() if trial.state.name == "RUNNING"]
 
-    def _begin_round(self, size: int) -> None:
+    def _begin_round(self, size: int, items: int | None) -> None:
         """Write down that a round begins, so that it is completed whenever we are killed in it."""
         first = sum(trial.state.name != "WAITING" for trial in self._trials())
         if first == 0:
             self._study.set_user_attr(_SEARCHER, self._identity())
         self._whole = False
-        self._study.set_user_attr(_ROUND, {"first": first, "size": size})
+        begun = {"first": first, "size": size}
+        self._study.set_user_attr(_ROUND, begun if items is None else {**begun, "items": items})
 
     def _complete_round(self) -> None:
         """Ask what the begun round lacks: values of a trial that was being asked, then whole trials."""
@@ -238,8 +250,9 @@ def progress_of(trials: Sequence[FrozenTrial], population: int) -> Progress:
         asked += 1
         if state == "COMPLETE":
             done += 1
-            if best is None or trial.value > best:
-                best, best_generation = trial.value, generation
+            score = score_of(trial)
+            if score is not None and (best is None or score > best):
+                best, best_generation = score, generation
         if (generation == 0 and state != "RUNNING") or (generation > 0 and done == population):
             generation, done, asked = generation + 1, 0, 0
     return Progress(
@@ -252,6 +265,43 @@ def progress_of(trials: Sequence[FrozenTrial], population: int) -> Progress:
         stale=0 if best is None else max(0, generation - best_generation - 1),
         best=best,
     )
+
+
+def standing_of(trials: Sequence[FrozenTrial], population: int, begun: Mapping[str, int] | None) -> Standing:
+    """Return where a round stands: see :class:`Standing`."""
+    begun = begun or {"first": 0, "size": 0}
+    first, end = begun["first"], begun["first"] + begun["size"]
+    asked = [trial for trial in trials if trial.state.name in ("COMPLETE", "FAIL", "RUNNING")]
+    members = [trial for trial in asked if first <= trial.number < end]
+    older = [trial for trial in asked if trial.number < first]
+    complete = [trial for trial in asked if trial.state.name == "COMPLETE"]
+    # Trial 0 is a generation of its own, whatever came of it; then every ``population`` complete ones.
+    in_order = [_told(trial) for trial in complete if trial.number > 0]
+    done = sum(trial.number > 0 and trial.state.name == "COMPLETE" for trial in older)
+    whole = len(in_order) // population * population
+    best = _best(older)
+    return Standing(
+        members=tuple(_proposal(trial) for trial in members),
+        items=begun.get("items"),
+        pending=any(trial.state.name == "RUNNING" for trial in members),
+        before=tuple(in_order[done // population * population : done]),
+        past=tuple(_told(trial).recipe for trial in older if trial.state.name == "COMPLETE"),
+        last=tuple(in_order[max(0, whole - population) : whole]),
+        incumbent=None if best is None else _told(best).recipe,
+    )
+
+
+def _best(trials: Sequence[FrozenTrial]) -> FrozenTrial | None:
+    scores = {trial.number: score for trial in trials if (score := score_of(trial)) is not None}
+    return max(
+        (trial for trial in trials if trial.number in scores),
+        key=lambda trial: scores[trial.number],
+        default=None,
+    )
+
+
+def _told(trial: FrozenTrial) -> Told:
+    return Told(trial.number, float(trial.value), trial.user_attrs.get(RECIPE, ""))
 
 
 def _proposal(trial: FrozenTrial) -> Proposal:

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from evolve.store.items import ItemTable
-    from evolve.types import Outcome, Split
+    from evolve.types import Items, Outcome, Split
 
 
 @dataclass(frozen=True)
@@ -27,6 +27,7 @@ class Record:
         outcome: What came of it, the log left out.
         attempts: How often it was started.
         at: When it was recorded, as ISO 8601 in UTC.
+        items: Which items of the split it is about; empty: all.
     """
 
     recipe: Recipe
@@ -35,11 +36,12 @@ class Record:
     outcome: Outcome
     attempts: int
     at: str
+    items: Items = ()
 
     @property
     def job(self) -> Job:
         """The job that it answers."""
-        return Job(self.recipe, self.split)
+        return Job(self.recipe, self.split, self.items)
 
 
 ITEMS = "items_in"
@@ -58,6 +60,8 @@ def to_text(record: Record) -> str:
         "attempts": record.attempts,
         "at": record.at,
     }
+    if record.items:
+        document["items"] = record.items
     return json.dumps(document, indent=1, ensure_ascii=False) + "\n"
 
 
@@ -81,6 +85,7 @@ def from_text(text: str, tables: Callable[[str], ItemTable]) -> Record:
             outcome=outcome_from_json(document["outcome"]),
             attempts=document["attempts"],
             at=document["at"],
+            items=tuple((task, tuple(keys)) for task, keys in document.get("items", ())),
         )
         stored = document["hash"]
     except (KeyError, TypeError, AttributeError, RecursionError) as error:

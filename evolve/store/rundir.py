@@ -11,6 +11,7 @@
       study/journal.log               Optuna's journal
       candidates/<score_key>/<job>.json, logs/<job>.log
       candidates/<score_key>/items.arrow    the metric of every item of every candidate
+      candidates/<score_key>/parts/<job>.json    scores of some of a candidate's items, while it races
       report.html report.json export/
 """
 
@@ -49,6 +50,7 @@ logger = logging.getLogger(__name__)
 
 _CONFIG, _IDENTITY, _PARENTS = "config.yaml", "identity.json", "parents.json"
 _BEFORE_RUN_JSON = {_CONFIG, _IDENTITY, _PARENTS, "lock"}
+_PARTS = "parts"
 _STATE_LOCK_SECONDS = 10.0
 
 
@@ -208,7 +210,8 @@ class RunDir:
             keys = (
                 [folder for folder in candidates.iterdir() if folder.is_dir()] if candidates.is_dir() else []
             )
-            for folder in (self.path, self.path / "study", self.path / "logs", candidates, *keys):
+            parts = [folder / _PARTS for folder in keys if (folder / _PARTS).is_dir()]
+            for folder in (self.path, self.path / "study", self.path / "logs", candidates, *keys, *parts):
                 sweep(folder)
 
     def outcome(self, job: Job, score_key: str) -> Outcome | None:
@@ -238,13 +241,23 @@ class RunDir:
             make_folder(self.path / "logs")
             write_text(self.path / "logs" / f"{job.key}.log", outcome.log, durable=False)
         self._items(score_key).append(job.key, items_of(outcome))
-        record = Record(job.recipe, job.split, score_key, outcome, attempts, _now())
+        record = Record(job.recipe, job.split, score_key, outcome, attempts, _now(), job.items)
         write_text(file, to_text(record))
 
     def records(self) -> list[Record]:
-        """Return every record, oldest first. Damaged ones are left out with a warning. Never writes."""
+        """Return every record, oldest first. Damaged ones are left out with a warning. Never writes.
+
+        Records of parts are not among them.
+        """
+        return self._read_records("*/*.json")
+
+    def parts(self) -> list[Record]:
+        """Return the records of parts of a split, as :meth:`records` does the others."""
+        return self._read_records(f"*/{_PARTS}/*.json")
+
+    def _read_records(self, pattern: str) -> list[Record]:
         records = []
-        for file in sorted((self.path / "candidates").glob("*/*.json")):
+        for file in sorted((self.path / "candidates").glob(pattern)):
             if is_temporary(file.name):
                 continue
             try:
@@ -274,7 +287,8 @@ class RunDir:
         return self.path / "candidates" / score_key
 
     def _candidate(self, job: Job, score_key: str) -> Path:
-        return self._folder(score_key) / f"{job.key}.json"
+        folder = self._folder(score_key)
+        return (folder / _PARTS if job.items else folder) / f"{job.key}.json"
 
     def state(self) -> dict[str, Any]:
         """Return what :meth:`write_state` put together; empty before the first. Never writes."""

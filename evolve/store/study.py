@@ -27,6 +27,10 @@ if TYPE_CHECKING:
 RECIPE = "recipe"
 """The trial's user attribute that holds the hash of its recipe."""
 
+SCORE = "score"
+"""The trial's user attribute that holds the objective on all items where the sampler was told something
+else; None: it was not asked all items. Absent: the trial's value is the score."""
+
 _STATES: Mapping[str, Literal["complete", "failed", "running", "pruned"]] = {
     "COMPLETE": "complete",
     "FAIL": "failed",
@@ -42,7 +46,7 @@ class TrialRow:
     Attributes:
         number: Its number in the study.
         state: How far it is.
-        value: The objective; None unless complete.
+        value: The objective on all items; None unless complete, and where only a part was asked.
         values: Gene name to value as the sampler sees it; not all of them in a trial that is being asked.
         recipe: Hash of its recipe; empty until it is told.
     """
@@ -128,13 +132,21 @@ def rows(trials: Iterable[FrozenTrial]) -> list[TrialRow]:
         TrialRow(
             number=trial.number,
             state=_STATES[trial.state.name],
-            value=trial.value if trial.state.name == "COMPLETE" else None,
+            value=score_of(trial),
             values={name: float(value) for name, value in trial.params.items()},
             recipe=trial.user_attrs.get(RECIPE, ""),
         )
         for trial in trials
         if trial.state.name in _STATES
     ]
+
+
+def score_of(trial: FrozenTrial) -> float | None:
+    """Return a trial's objective on all items, whatever the sampler was told; None where it has none."""
+    if trial.state.name != "COMPLETE":
+        return None
+    score: float | None = trial.user_attrs.get(SCORE, trial.value)
+    return score
 
 
 @contextlib.contextmanager

@@ -294,3 +294,33 @@ def test_prompts_are_kept_as_data_says(folder: Path) -> None:
     assert {kind for _, kind, _ in requests} == {"loglikelihood"}
     assert all(arguments[1].startswith(" ") for _, _, arguments in requests)
     assert json.dumps(requests)
+
+
+def test_parts_of_a_split_answer_as_the_whole_does(folder: Path) -> None:
+    scorer = Scorer(
+        config(
+            folder,
+            {"task": "choice", "metric": "acc", "items": 24},
+            {"task": "generate", "metric": "exact_match", "items": 20},
+        )
+    )
+    model = KnownModel(lambda number: number % 3 != 0)
+    whole = scorer.score(Holder(model), "search")
+    keys = {name: list(task.items) for name, task in whole.items()}
+    asked = {"choice": [keys["choice"][place] for place in (20, 3, 7)], "generate": keys["generate"][5:6]}
+    model.prompts.clear()
+    part = scorer.score(Holder(model), "search", tuple((name, tuple(some)) for name, some in asked.items()))
+    assert len(model.prompts) == 3 * 4 + 1
+    for name, task in part.items():
+        assert task.items == {key: whole[name].items[key] for key in asked[name]}
+        assert task.value == pytest.approx(sum(task.items.values()) / len(task.items))
+    only = scorer.score(Holder(model), "search", (("generate", tuple(keys["generate"][:2])),))
+    assert list(only) == ["generate"]
+    assert scorer.score(Holder(model), "search") == whole
+    with pytest.raises(TaskError, match="has no item nowhere"):
+        scorer.score(Holder(model), "search", (("choice", ("nowhere",)),))
+
+
+def test_metrics_that_are_no_means_are_named(folder: Path) -> None:
+    tasks = [{"task": "choice", "metric": "acc"}, {"task": "rolling", "metric": "bits_per_byte", "weight": 0}]
+    assert Scorer(config(folder, *tasks)).ratios == ["rolling (bits_per_byte)"]

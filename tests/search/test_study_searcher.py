@@ -16,7 +16,7 @@ from evolve.search.base import Progress
 from evolve.search.population import default_population
 from evolve.search.study_searcher import StudySearcher, progress_of, seed_of_ask
 from evolve.space.genes import Gene
-from evolve.store.study import load_trials, open_study
+from evolve.store.study import load_trials, open_study, rows
 
 from .kit import MIXED, POPULATION, centre, contents, drive, recipe_of, searcher, value_of
 
@@ -290,6 +290,7 @@ class _Trial:
     def __init__(self, state: str, value: float | None) -> None:
         self.state = _State(state)
         self.value = value
+        self.user_attrs: dict[str, Any] = {}
 
 
 @given(
@@ -355,3 +356,43 @@ def test_the_top_are_different_recipes(run: RunDir) -> None:
             expected.append(number)
     for count in (0, 1, 3, 20):
         assert [proposal.number for proposal in search.top(count)] == expected[:count]
+
+
+def test_a_score_is_kept_apart_from_what_the_sampler_is_told(run: RunDir) -> None:
+    study = open_study(run, None, "s")
+    search = searcher(study, "cmaes")
+    [first] = search.round(1)
+    search.tell(first.number, 0.3, recipe="centre")
+    proposals = search.round(POPULATION, items=40)
+    told = [(0.9, None), (0.8, 0.5), (0.7, None), (0.6, 0.4)]
+    for proposal, (value, score) in zip(proposals[:3], told, strict=False):
+        search.tell(proposal.number, value, recipe=f"r{proposal.number}", score=score)
+    standing = searcher(open_study(run, None, "s"), "cmaes").standing()
+    assert [member.number for member in standing.members] == [1, 2, 3, 4]
+    assert standing.items == 40
+    assert standing.pending
+    assert standing.before == standing.last == ()
+    assert standing.past == ("centre",)
+    assert standing.incumbent == "centre"
+    search.tell(4, 0.6, recipe="r4", score=0.4)
+    best = search.best()
+    assert best is not None
+    assert best.number == 2
+    assert search.progress().best == 0.5
+    assert [row.value for row in rows(study.get_trials())] == [0.3, None, 0.5, None, 0.4]
+    assert [trial.value for trial in study.get_trials()] == [0.3, 0.9, 0.8, 0.7, 0.6]
+    # The next generation: one fails and is replaced in a round of its own.
+    for proposal in search.round(POPULATION, items=60):
+        value = None if proposal.number == 6 else 0.1 * proposal.number
+        search.tell(proposal.number, value, recipe=f"r{proposal.number}", score=None)
+    standing = search.standing()
+    assert standing.items == 60
+    assert not standing.pending
+    assert [told.number for told in standing.last] == [1, 2, 3, 4]
+    [again] = search.round(POPULATION, items=60)
+    standing = search.standing()
+    assert [member.number for member in standing.members] == [again.number] == [9]
+    assert [(told.number, told.recipe) for told in standing.before] == [(5, "r5"), (7, "r7"), (8, "r8")]
+    assert standing.before[0].value == 0.5
+    assert standing.past == ("centre", "r1", "r2", "r3", "r4", "r5", "r7", "r8")
+    assert standing.incumbent == "r2"

@@ -370,3 +370,26 @@ def test_a_full_disk_loses_nothing(run: RunDir, monkeypatch: pytest.MonkeyPatch)
     assert after == before
     run.record(second, FAILED, score_key="key", attempts=1)
     assert run.outcome(second, "key") is not None
+
+
+def test_parts_are_kept_apart_from_whole_candidates(tmp_path: Path) -> None:
+    run = make(tmp_path / "x")
+    job = Job(recipe(0.5), items=(("tâche", ("a1", "b2")), ("other", ("c3",))))
+    other = Job(recipe(0.5), items=(("tâche", ("b2", "a1")), ("other", ("c3",))))
+    assert len({job.key, other.key, Job(recipe(0.5)).key}) == 3
+    assert run.outcome(job, "key") is None
+    run.record(job, SCORED, score_key="key", attempts=1)
+    assert run.outcome(other, "key") is None
+    assert run.outcome(Job(recipe(0.5)), "key") is None
+    assert run.records() == []
+    [part] = run.parts()
+    assert part.job == job
+    assert run.outcome(job, "key") == part.outcome
+    run.record(Job(recipe(0.5)), SCORED, score_key="key", attempts=1)
+    assert [record.job for record in run.records()] == [Job(recipe(0.5))]
+    folder = run.path / "candidates" / "key" / "parts"
+    (folder / ".killed.json.1.2.tmp").touch()
+    left = [*folder.iterdir()]
+    with run.lock("next"):
+        assert len(run.parts()) == 1
+    assert len(left) >= len([*folder.iterdir()])
