@@ -24,6 +24,13 @@ if TYPE_CHECKING:
     from evolve.types import FailureKind
 
 
+def some(names: Iterable[str], shown: int = 3) -> str:
+    """Return the first few of some names in their order, for a message: ``a, b, c and 4 more``."""
+    listed = list(names)
+    more = f" and {len(listed) - shown} more" if len(listed) > shown else ""
+    return ", ".join(listed[:shown]) + more
+
+
 class EvolveError(Exception):
     """Base class of everything that evolve raises on purpose."""
 

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
     from evolve.score.engines.base import EngineFactory
+    from evolve.score.scorers.base import ModelScorer
     from evolve.search.base import SamplerFactory
     from evolve.stages.base import Stage
     from evolve.stages.merge.base import MergeMethod
@@ -117,6 +118,16 @@ SAMPLERS: Registry[SamplerFactory] = Registry(
         "random": "evolve.search.random:make_sampler",
         "grid": "evolve.search.grid:make_sampler",
         "greedy_soup": "evolve.search.greedy_soup:make_sampler",
+    },
+)
+
+SCORERS: Registry[type[ModelScorer]] = Registry(
+    "scorer",
+    {
+        "bits_per_byte": "evolve.score.scorers.bits_per_byte:BitsPerByte",
+        "size": "evolve.score.scorers.size:Size",
+        "latency": "evolve.score.scorers.latency:Latency",
+        "python": "evolve.score.scorers.python:Python",
     },
 )
 

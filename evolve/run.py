@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from evolve.errors import RunError, UserError
+from evolve.errors import CandidateError, RunError, UserError
 from evolve.types import content_hash, without_paths
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from evolve.score.overlap import Overlap
     from evolve.search.generations import Generations
     from evolve.store.rundir import RunDir
-    from evolve.types import Parent
+    from evolve.types import Parent, Recipe
 
 Watch: TypeAlias = "Callable[[RunDir], AbstractContextManager[None]]"
 
@@ -67,7 +67,7 @@ class Prepared:
     @property
     def score_key(self) -> str:
         """Hash of everything that decides a score: a recorded score counts only under the same key."""
-        weights = [[task.task, task.metric, task.weight] for task in self.score.tasks]
+        weights = [[task.task, task.metric, task.weight] for task in self.score.counted]
         document: dict[str, Any] = {
             "tasks": self.fingerprint,
             "weights": weights,
@@ -175,11 +175,12 @@ def prepare(
 
 
 def _resolved(score: ScoreConfig | None) -> ScoreConfig:
-    """Return the score block with its engine chosen, and its folder as workers need it.
+    """Return the score block with its engine chosen, and its paths as workers need them.
 
     Ray starts its workers in another folder.
     """
     from evolve.score.engines.choose import choose_backend
+    from evolve.score.scorers.base import located_scorers
 
     if score is None:
         raise UserError("a search needs a score block")
@@ -188,6 +189,7 @@ def _resolved(score: ScoreConfig | None) -> ScoreConfig:
         update={
             "backend": choose_backend(score),
             "include_path": None if folder is None else str(Path(folder).absolute()),
+            "scorers": located_scorers(score),
         }
     )
 
@@ -332,7 +334,7 @@ def open_loop(prepared: Prepared, pool: Pool) -> Loop:
     from evolve.registry import SAMPLERS
     from evolve.search.generations import Generations, Plan
     from evolve.search.study_searcher import StudySearcher
-    from evolve.space.baselines import baselines
+    from evolve.space.baselines import AVERAGE, baselines
     from evolve.space.space import derive
     from evolve.store.study import open_study
 
@@ -349,16 +351,33 @@ def open_loop(prepared: Prepared, pool: Pool) -> Loop:
         seed=config.search.seed,
         centre=space.centre(),
     )
+    compared = baselines(prepared.loaded, prepared.contents)
+    # Parents of different depths, whose layers are stacked, have no average.
+    if AVERAGE in compared and not _can_be_built(compared[AVERAGE], prepared):
+        del compared[AVERAGE]
+    prepared.folder.write_state(no_average=AVERAGE not in compared)
     plan = Plan(
         config=config.search,
         population=prepared.population,
         contents=prepared.contents,
-        baselines=baselines(prepared.loaded, prepared.contents),
+        baselines=compared,
         score_key=prepared.score_key,
         holdout=prepared.score.holdout.items > 0,
         score=prepared.score,
     )
     return _Locked(Generations(prepared.folder, space, searcher, plan, pool.run), stack)
+
+
+def _can_be_built(recipe: Recipe, prepared: Prepared) -> bool:
+    """Whether the headers of the parents allow a recipe."""
+    from evolve.stages.pipeline import build
+    from evolve.weights.reader import open_model
+
+    try:
+        build(recipe, {name: open_model(prepared.parents[name].path) for name in recipe.models})
+    except CandidateError:
+        return False
+    return True
 
 
 class _Locked:

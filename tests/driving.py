@@ -38,8 +38,9 @@ def finish(config: Path, runs: Path, *overrides: str, allow: bool = False, timeo
     process = start(config, runs, *overrides, allow=allow)
     process.join(timeout)
     if process.exitcode != 0:
-        logs = sorted(runs.parent.glob("driver-*.log"), key=lambda path: path.stat().st_mtime)
-        raise AssertionError(f"exit code {process.exitcode}:\n{logs[-1].read_text()[-4000:] if logs else ''}")
+        log = runs.parent / f"driver-{process.pid}.log"
+        text = log.read_text()[-4000:] if log.exists() else ""
+        raise AssertionError(f"exit code {process.exitcode}:\n{text}")
 
 
 class Left(NamedTuple):

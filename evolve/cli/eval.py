@@ -230,7 +230,7 @@ def _print_tables(
 
     table = _sources(parents, split, outcomes, kept, score)
     if table:
-        header, lines = cells(list(table.values()), {task.task: task.metric for task in score.tasks})
+        header, lines = cells(list(table.values()), {task.task: task.metric for task in score.counted})
         print_table(header, lines, title=f"models ({split} items)")
     for parent in parents:
         outcome = outcomes[parent.name, split]

@@ -16,17 +16,20 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument(
-    "kind", type=click.Choice(["methods", "samplers", "engines", "spaces", "runs"]), default="runs"
+    "kind",
+    type=click.Choice(["methods", "samplers", "scorers", "engines", "spaces", "runs"]),
+    default="runs",
 )
 @runs_option
 @format_option
 def ls(kind: str, runs: Path, style: str) -> None:
-    """List methods, samplers, engines, spaces or runs."""
+    """List methods, samplers, scorers, engines, spaces or runs."""
     if kind == "methods":
         _methods(style)
         return
     listers: dict[str, Callable[[], list[dict[str, Any]]]] = {
         "samplers": _samplers,
+        "scorers": _scorers,
         "engines": _engines,
         "spaces": _spaces,
         "runs": lambda: _runs(runs),
@@ -58,6 +61,12 @@ def _samplers() -> list[dict[str, Any]]:
     from evolve.registry import SAMPLERS
 
     return [{"sampler": name, "about": _about(SAMPLERS.load(name))} for name in SAMPLERS.names()]
+
+
+def _scorers() -> list[dict[str, Any]]:
+    from evolve.registry import SCORERS
+
+    return [{"scorer": name, "about": _about(SCORERS.load(name))} for name in SCORERS.names()]
 
 
 def _engines() -> list[dict[str, Any]]:

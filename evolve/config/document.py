@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from evolve.config.yaml import Entry, Node, Path, Place, YamlError, find, read_tree
+from evolve.config.documents import MOST_DOCUMENTS, is_mergekit, joined
+from evolve.config.yaml import Entry, Node, Path, Place, YamlError, find, read_documents, read_tree
 from evolve.errors import ConfigError, Problem
 
 if TYPE_CHECKING:
@@ -23,11 +24,13 @@ class Document:
         source: The file's name, for messages.
         root: The tree, overrides included.
         bare: Whether the file is a bare mergekit config, without ``pipeline: - merge:`` around it.
+        several: Whether it is several of them, one a document, each read as a stage.
     """
 
     source: str
     root: Node
     bare: bool = False
+    several: bool = False
 
     def where(self, path: str | Sequence[str | int], *, key: bool = False) -> str:
         """Return ``file:line:column`` (or the override) of a value, or of its key.
@@ -162,18 +165,26 @@ def parse(text: str, source: str, overrides: Iterable[str] = ()) -> tuple[Docume
         ConfigError: The text is no YAML mapping.
     """
     try:
-        root, flaws = read_tree(text)
+        trees = [
+            tree for tree in read_documents(text) if tree.root is not None and tree.root.value is not None
+        ]
+        if len(trees) > 1 and not all(is_mergekit(tree.root) for tree in trees):
+            raise YamlError(trees[1].place, "a second document begins: a config is one document")
+        if len(trees) > MOST_DOCUMENTS:
+            raise YamlError(trees[MOST_DOCUMENTS].place, f"more than {MOST_DOCUMENTS} documents")
     except YamlError as error:
         where = f"{source}:{error.place.line}:{error.place.column}"
         raise ConfigError([Problem(where, "", error.message)]) from error
-    if root is None or root.value is None:
+    if not trees:
         raise ConfigError([Problem(source, "", "the file is empty: a config needs models and a pipeline")])
+    root, flaws, _ = trees[0]
+    if len(trees) > 1:
+        root, flaws = joined(trees)
+    assert root is not None
     if not isinstance(root.value, dict):
         what = "a list" if isinstance(root.value, list) else "a single value"
         message = f"expected a mapping with the keys models, pipeline and so on, got {what}"
         raise ConfigError([Problem(f"{source}:{root.place.line}:{root.place.column}", "", message)])
     root, problems = override(root, overrides)
-    assert isinstance(root.value, dict)
-    bare = "merge_method" in root.value and "pipeline" not in root.value
-    document = Document(source, root, bare)
+    document = Document(source, root, is_mergekit(root), len(trees) > 1)
     return document, [document.flaw(*flaw) for flaw in flaws] + problems

@@ -7,7 +7,7 @@ from typing import Any
 from pydantic.json_schema import models_json_schema
 
 from evolve.config.schema import Config
-from evolve.registry import ENGINES, MERGE_METHODS, SAMPLERS, STAGES
+from evolve.registry import ENGINES, MERGE_METHODS, SAMPLERS, SCORERS, STAGES
 
 _DIALECT = "https://json-schema.org/draft/2020-12/schema"
 
@@ -15,14 +15,18 @@ _DIALECT = "https://json-schema.org/draft/2020-12/schema"
 def json_schema() -> dict[str, Any]:
     """Return the JSON Schema (Draft 2020-12) of a whole config, the blocks of all stages in it."""
     blocks = {kind: STAGES.load(kind).block for kind in STAGES.names()}
+    scorers = {kind: SCORERS.load(kind).block for kind in SCORERS.names()}
     refs, shared = models_json_schema(
-        [(Config, "validation"), *((block, "validation") for block in blocks.values())]
+        [(Config, "validation"), *((block, "validation") for block in (*blocks.values(), *scorers.values()))]
     )
     definitions = shared["$defs"]
     config = definitions.pop(refs[(Config, "validation")]["$ref"].rsplit("/", 1)[-1])
     properties = config["properties"]
     properties["pipeline"]["items"] = {
         "oneOf": [_stage(kind, refs[(block, "validation")]) for kind, block in blocks.items()]
+    }
+    definitions["ScoreConfig"]["properties"]["scorers"]["items"] = {
+        "oneOf": [_stage(kind, refs[(block, "validation")]) for kind, block in scorers.items()]
     }
     kinds = definitions["EngineConfig"]["properties"]["kind"]["enum"]
     engine = {key: value for key, value in properties["engine"].items() if key not in {"$ref", "allOf"}}

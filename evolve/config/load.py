@@ -7,10 +7,12 @@ from pathlib import Path as File
 from typing import TYPE_CHECKING, Any
 
 from evolve.config.document import Document, parse
+from evolve.config.documents import OWN
 from evolve.config.messages import Complaint, complaints, describe
 from evolve.config.plain import plain
-from evolve.config.references import StageView, adopt, wiring
+from evolve.config.references import StageView, adopt, spelled, wiring
 from evolve.config.schema import Config, safe_name
+from evolve.config.scorers import scorer_complaints
 from evolve.config.yaml import MOST_BYTES
 from evolve.errors import ConfigError, Problem
 from evolve.registry import STAGES, did_you_mean
@@ -95,8 +97,9 @@ def load_text(text: str, source: str, overrides: Iterable[str] = ()) -> Loaded:
     document, problems = parse(text, source, overrides)
     data, odd = _shape(document)
     views, bad_stages = _stages(data)
-    found = [*odd, *complaints(Config, _for_schema(data)), *bad_stages]
-    if document.bare:
+    bad_scorers, rest = scorer_complaints(data)
+    found = [*odd, *complaints(Config, _for_schema(rest)), *bad_stages, *bad_scorers]
+    if document.bare or document.several:
         found = [one for one in found if one.path != ("models",)]
     models = data.get("models")
     found += wiring(models if isinstance(models, dict) else {}, views)
@@ -114,22 +117,25 @@ def load_text(text: str, source: str, overrides: Iterable[str] = ()) -> Loaded:
     return Loaded(config, blocks, source, document)
 
 
-_OWN = ("name", "score", "search", "engine")
-
-
 def _shape(document: Document) -> tuple[dict[str, Any], list[Complaint]]:
     """Return the plain config. A bare mergekit file becomes its only stage, and paths of models get names."""
     data: dict[str, Any] = document.root.plain()
     found = []
     if document.bare:
-        own: dict[str, Any] = {key: data.pop(key) for key in _OWN if key in data}
+        own: dict[str, Any] = {key: data.pop(key) for key in OWN if key in data}
         data = {"models": {}, "pipeline": [{"merge": data}], **own}
+    elif document.several:
+        data = {"models": {}, **data}
     elif "merge_method" in data:
         message = "a merge belongs into the pipeline, as `- merge: {merge_method: ...}`"
         found.append(Complaint(("merge_method",), message, at_key=True))
         del data["merge_method"]
     models, pipeline = data.get("models", {}), data.get("pipeline")
     if isinstance(models, dict) and isinstance(pipeline, list):
+        for position, item in enumerate(pipeline):
+            if isinstance(item, dict) and isinstance(item.get("merge"), dict):
+                item["merge"], wrong = spelled(item["merge"])
+                found += [one._replace(path=("pipeline", position, "merge", *one.path)) for one in wrong]
         items = [item.get("merge") for item in pipeline if isinstance(item, dict)]
         merges = [merge for merge in items if isinstance(merge, dict)]
         outputs = {merge["name"] for merge in merges if isinstance(merge.get("name"), str)}
@@ -201,16 +207,15 @@ def _block_problems(block: StageBlock) -> list[Complaint]:
     ]
 
 
-_MERGEKIT = frozenset({"residual_weight", "layer_range", "sources", "modules", "slices"})
+_IN_SLICES = frozenset({"layer_range", "sources"})
 
 
 def _of_mergekit(one: Complaint) -> Complaint:
     key = one.path[-1] if one.path else ""
-    if one.message.startswith("unknown key") and key in _MERGEKIT:
-        message = (
-            f"mergekit's {key} is not supported: remove it, or merge this with mergekit and name the result"
+    if one.message.startswith("unknown key") and key in _IN_SLICES:
+        return Complaint(
+            one.path, f"{key} belongs into slices: [{{sources: [{{model, layer_range}}]}}]", True
         )
-        return Complaint(one.path, message, at_key=True)
     return one
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path as File
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from evolve.config.messages import Complaint
+from evolve.config.messages import Complaint, describe
 from evolve.registry import STAGES, did_you_mean
 from evolve.weights.location import parts
 
@@ -50,6 +50,76 @@ def _of_tokenizer(block: dict[str, Any], path: Path) -> Iterator[tuple[Path, str
             yield (*path, "tokens", token, "source"), source
         elif isinstance(source, dict) and isinstance(source.get("model"), str):
             yield (*path, "tokens", token, "source", "model"), source["model"]
+
+
+def spelled(block: Any, path: Path = ()) -> tuple[Any, list[Complaint]]:
+    """Replace mergekit's mappings for a model by the text that means the same.
+
+    ``{model: {path: x, revision: y}, lora: {path: z}}`` is ``x@y+z``.
+
+    Returns:
+        The block, and what is wrong with the mappings.
+    """
+    if isinstance(block, list):
+        items = [spelled(item, (*path, index)) for index, item in enumerate(block)]
+        return [item for item, _ in items], [one for _, found in items for one in found]
+    if not isinstance(block, dict):
+        return block, []
+    copy: dict[Any, Any] = {}
+    found: list[Complaint] = []
+    for key, value in block.items():
+        if key == "tokens" and isinstance(value, dict):
+            # Its keys are texts, whatever they say.
+            entries = {token: spelled(entry, (*path, key, token)) for token, entry in value.items()}
+            copy[key] = {token: entry for token, (entry, _) in entries.items()}
+            wrong = [one for _, more in entries.values() for one in more]
+        elif key in KEYS and isinstance(value, dict):
+            copy[key], wrong = _as_text(value, (*path, key))
+        else:
+            copy[key], wrong = spelled(value, (*path, key))
+        found += wrong
+    return copy, found
+
+
+_PARTS = ("model", "lora", "override_architecture")
+
+
+def _as_text(reference: dict[Any, Any], path: Path) -> tuple[Any, list[Complaint]]:
+    if unknown := [key for key in reference if key not in _PARTS]:
+        hint = did_you_mean(str(unknown[0]), _PARTS)
+        message = f"unknown key in a model{hint}: write a text, or {{model: {{path: ..., revision: ...}}}}"
+        return "", [Complaint((*path, unknown[0]), message, at_key=True)]
+    if reference.get("override_architecture") is not None:
+        message = (
+            "override_architecture is not supported: set architectures in a copy of the model's config.json"
+        )
+        return "", [Complaint((*path, "override_architecture"), message, at_key=True)]
+    if reference.get("model") is None:
+        return "", [
+            Complaint((*path, "model"), "missing: this key is needed (the path or hub id of the model)")
+        ]
+    model, wrong = _path_and_revision(reference["model"], (*path, "model"))
+    if reference.get("lora") is None:
+        return model, wrong
+    lora, more = _path_and_revision(reference["lora"], (*path, "lora"))
+    return f"{model}+{lora}", [*wrong, *more]
+
+
+def _path_and_revision(value: Any, path: Path) -> tuple[str, list[Complaint]]:
+    if isinstance(value, str):
+        return value, []
+    texts = value if isinstance(value, dict) else {}
+    unknown = [key for key in texts if key not in ("path", "revision")]
+    if (
+        not isinstance(texts.get("path"), str)
+        or unknown
+        or not isinstance(texts.get("revision", ""), str | None)
+    ):
+        return "", [
+            Complaint(path, f"expected a text or {{path: ..., revision: ...}}, got {describe(value)}")
+        ]
+    revision = texts.get("revision")
+    return f"{texts['path']}@{revision}" if revision else texts["path"], []
 
 
 def rename(block: Any, names: Mapping[str, str]) -> Any:

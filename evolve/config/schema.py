@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, Self, TypeAlias
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from evolve.config.values import Block
-from evolve.registry import ENGINES, SAMPLERS, did_you_mean
+from evolve.registry import ENGINES, SAMPLERS, SCORERS, did_you_mean
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -67,6 +67,14 @@ class TaskConfig(Block):
     """Few-shot examples; absent: what the task says."""
 
 
+class Counted(NamedTuple):
+    """A task or another scorer, as the objective and the tables see it."""
+
+    task: str
+    metric: str
+    weight: float
+
+
 class HoldoutConfig(Block):
     """Items that the search never sees; only the report uses them."""
 
@@ -91,8 +99,10 @@ class ScoreConfig(Block):
 
     backend: Annotated[str, _known("backend", lambda: ("auto", *ENGINES.names()))] = "auto"
     """Engine: ``vllm``, ``hf``, or ``auto`` (vllm where it can be imported, else hf)."""
-    tasks: list[TaskConfig] = Field(min_length=1)
-    """The tasks that the objective is made of."""
+    tasks: list[TaskConfig] = Field(default_factory=list)
+    """The tasks that the objective is made of, together with the scorers."""
+    scorers: list[dict[str, Any]] = Field(default_factory=list)
+    """Further scorers, each ``{kind: block}``, such as ``bits_per_byte`` or ``size``."""
     objective: Literal["weighted", "normalised", "worst"] = "weighted"
     """``weighted``: the weighted mean of the metrics. ``normalised``: the weighted mean of the tasks on a
     scale where the worst parent is 0 and the best parent is 1. ``worst``: the lowest task on that scale."""
@@ -123,13 +133,35 @@ class ScoreConfig(Block):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        names = [task.task for task in self.tasks]
+        names = [entry.task for entry in self.counted]
+        if not names:
+            raise ValueError("there is nothing to score: list at least one task")
         twice = sorted({name for name in names if names.count(name) > 1})
+        if twice and names[len(self.tasks) :].count(twice[0]):
+            raise ValueError(f"two entries are named {twice[0]!r}: give the scorer a name of its own")
         if twice:
             raise ValueError(f"the task {twice[0]!r} is listed twice: a task has one metric and one weight")
-        if not any(task.weight for task in self.tasks):
+        if not any(entry.weight for entry in self.counted):
             raise ValueError("every task has weight 0: give at least one a weight above 0")
         return self
+
+    @property
+    def counted(self) -> tuple[Counted, ...]:
+        """Everything that has a score: the tasks, then the other scorers."""
+        return (
+            *(Counted(task.task, task.metric, task.weight) for task in self.tasks),
+            *(_counted(entry) for entry in self.scorers),
+        )
+
+
+def _counted(entry: dict[str, Any]) -> Counted:
+    if len(entry) != 1:
+        raise ValueError(f"expected one scorer, such as {{size: {{...}}}}, got {sorted(entry)}")
+    [(kind, raw)] = entry.items()
+    if kind not in SCORERS:
+        raise ValueError(f"unknown scorer {kind!r}{did_you_mean(kind, SCORERS.names())}")
+    block = SCORERS.load(kind).block.model_validate(raw)
+    return Counted(block.name or kind, block.metric_name, block.weight)
 
 
 class SearchConfig(Block):

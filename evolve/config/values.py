@@ -236,3 +236,11 @@ class StageBlock(Block):
         A message that quotes the last key of its path is shown at the key, any other at the value.
         """
         return []
+
+    @classmethod
+    def effective(cls, plain: dict[str, Any]) -> dict[str, Any]:
+        """Return a plain block, every value fixed, without what has no effect on the result.
+
+        Recipes of one effect are one recipe: what is switched off inside a block must not tell them apart.
+        """
+        return plain

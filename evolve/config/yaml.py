@@ -104,6 +104,20 @@ class YamlError(Exception):
         self.message = message
 
 
+class Tree(NamedTuple):
+    """One document.
+
+    Attributes:
+        root: None for an empty document.
+        flaws: What is wrong in it, see :func:`read_tree`.
+        place: Where it begins.
+    """
+
+    root: Node | None
+    flaws: list[Flaw]
+    place: Place
+
+
 def read_tree(text: str, *, override: str = "") -> tuple[Node | None, list[Flaw]]:
     """Read one YAML document.
 
@@ -116,7 +130,19 @@ def read_tree(text: str, *, override: str = "") -> tuple[Node | None, list[Flaw]
         without a finite value. A flawed value is null in the tree.
 
     Raises:
-        YamlError: The syntax is wrong, or the document is too deep or too large.
+        YamlError: The syntax is wrong, the document is too deep or too large, or a second one follows.
+    """
+    first, *more = read_documents(text, override=override) or [Tree(None, [], Place(1, 1, override))]
+    if more:
+        raise YamlError(more[0].place, "a second document begins: a config is one document")
+    return first.root, first.flaws
+
+
+def read_documents(text: str, *, override: str = "") -> list[Tree]:
+    """Read all documents of a text, such as those of a mergekit-multi file.
+
+    Raises:
+        YamlError: As of :func:`read_tree`.
     """
     builder = _Builder(override)
     collecting = gc.isenabled()
@@ -135,7 +161,7 @@ def read_tree(text: str, *, override: str = "") -> tuple[Node | None, list[Flaw]
     finally:
         if collecting:
             gc.enable()
-    return builder.root, builder.flaws
+    return builder.trees
 
 
 def _events(text: str) -> Iterator[Event]:
@@ -202,13 +228,11 @@ class _Builder:
     """Takes the events one by one. Iterative, so that no nesting can end the stack."""
 
     def __init__(self, override: str) -> None:
-        self.root: Node | None = None
-        self.flaws: list[Flaw] = []
+        self.trees: list[Tree] = []
         self._override = override
         self._stack: list[_Open] = []
         self._anchors: dict[str, Node | None] = {}
         self._aliased = 0
-        self._documents = 0
 
     def take(self, event: Event) -> None:
         """Take one event of the parser."""
@@ -221,9 +245,8 @@ class _Builder:
         elif isinstance(event, AliasEvent):
             self._alias(event)
         elif isinstance(event, DocumentStartEvent):
-            self._documents += 1
-            if self._documents > 1:
-                raise YamlError(self._place(event), "a second document begins: a config is one document")
+            self.trees.append(Tree(None, [], self._place(event)))
+            self._anchors = {}  # an anchor ends with its document
 
     def _place(self, event: Event) -> Place:
         mark = event.start_mark
@@ -234,7 +257,7 @@ class _Builder:
         return tuple(part.at for part in self._stack)
 
     def _flaw(self, place: Place, message: str) -> None:
-        self.flaws.append(Flaw(place, self._path(), message))
+        self.trees[-1].flaws.append(Flaw(place, self._path(), message))
 
     def _scalar(self, event: ScalarEvent) -> None:
         frame = self._stack[-1] if self._stack else None
@@ -314,7 +337,7 @@ class _Builder:
 
     def _add(self, node: Node) -> None:
         if not self._stack:
-            self.root = node
+            self.trees[-1] = self.trees[-1]._replace(root=node)
             return
         frame = self._stack[-1]
         parent = frame.node

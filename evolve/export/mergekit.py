@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from evolve import __version__
 from evolve.config.dump import to_yaml
 from evolve.errors import UserError
+from evolve.export.layers import for_mergekit, sliced, slices_of
 from evolve.export.recipe import comment, recipe_document
 from evolve.registry import MERGE_METHODS
 from evolve.weights.chat_template import NAMED
@@ -45,6 +46,8 @@ def mergekit_document(recipe: Recipe, parents: Mapping[str, Parent]) -> dict[str
     if "chat_template" in block:
         # mergekit's templates of these names differ from ours, so the text itself is written.
         block["chat_template"] = NAMED.get(block["chat_template"], block["chat_template"])
+    if sliced(block):
+        block = for_mergekit(block, parents)
     sources = {model: _reference(parents[model]) for model in recipe.models}
     renamed: dict[str, Any] = _renamed(block, sources)
     return renamed
@@ -74,6 +77,12 @@ def mergekit_yaml(recipe: Recipe, parents: Mapping[str, Parent], *, notes: Itera
         lines.append(
             "mergekit leaves the special token ids of config.json as they are in the base, and adds ordinary "
             "tokens of other models as they are spelled in their vocabulary: see docs/merge-methods.md"
+        )
+    pieces = slices_of(document)
+    if pieces and len(pieces[-1]["sources"]) > len(pieces[0]["sources"]):
+        lines.append(
+            "mergekit 0.1.5 takes as many models for the last norm and the head as the first slice has, and "
+            "the last slice has more: these tensors differ from the scored model"
         )
     return comment(lines) + to_yaml(document)
 

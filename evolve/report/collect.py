@@ -114,7 +114,7 @@ def collect(run: RunDir, loaded: Loaded) -> Material:
         run: The run.
         loaded: Its own config.
     """
-    from evolve.space.baselines import baselines
+    from evolve.space.baselines import AVERAGE, baselines
 
     state = run.state()
     parents = run.parents()
@@ -124,6 +124,8 @@ def collect(run: RunDir, loaded: Loaded) -> Material:
     recipes = {record.recipe.hash: record.recipe for record in records}
     contents = {name: parent.content for name, parent in parents.items()}
     known = baselines(loaded, contents)
+    if state.get("no_average"):
+        known.pop(AVERAGE, None)
     outcomes = _valued(outcomes, loaded, known, parents)
     sizes, layers = measured(parents)
     return Material(
@@ -186,7 +188,7 @@ def measured(parents: Mapping[str, Parent]) -> tuple[Callable[[Recipe], Size | N
             return None
         try:
             return size_of(outline(recipe, models))
-        except (EvolveError, KeyError):
+        except (EvolveError, LookupError):
             return None
 
     first = models.get(next(iter(parents), ""))

@@ -160,7 +160,7 @@ def summarise(material: Material, run: str, *, top: int = 5) -> Summary:
         top=tuple(entries),
         parents=parents,
         average=average,
-        tasks={task.task: (task.metric, task.weight) for task in score.tasks} if score else {},
+        tasks={task.task: (task.metric, task.weight) for task in score.counted} if score else {},
         trials=state.get("trials") or config.search.trials,
         states=Counter(trial.state for trial in material.trials),
         failures=Counter(trial.failure_kind for trial in material.trials if trial.failure_kind),
@@ -191,9 +191,9 @@ def _profiles(material: Material, winner: Trial | None) -> tuple[Profile, ...]:
 def _random_methods(winner: Trial | None) -> tuple[str, ...]:
     """Return the merge methods of the winner that draw at random."""
     blocks = [entry.get("merge") for entry in winner.recipe.pipeline] if winner and winner.recipe else []
-    names = [block["merge_method"] for block in blocks if isinstance(block, dict)]
+    names = [block.get("merge_method", "") for block in blocks if isinstance(block, dict)]
     known = [name for name in dict.fromkeys(names) if name in MERGE_METHODS]
-    return tuple(name for name in known if MERGE_METHODS.load(name).random)
+    return tuple(name for name in known if not MERGE_METHODS.load(name).deterministic)
 
 
 def _ranked(trials: Iterable[Trial]) -> list[Trial]:

@@ -50,15 +50,15 @@ def shares(tasks: Tasks, config: ScoreConfig) -> dict[str, float]:
 
     The factor of a metric that is better when lower is negated, so that the objective is always to be raised.
     """
-    total = sum(abs(entry.weight) for entry in config.tasks)
+    total = sum(abs(entry.weight) for entry in config.counted)
     if total == 0:
         raise CandidateError("score", "every weight is 0: the objective is undefined")
-    missing = [entry.task for entry in config.tasks if entry.task not in tasks]
+    missing = [entry.task for entry in config.counted if entry.task not in tasks]
     if missing:
         raise CandidateError("score", f"no score for {', '.join(missing)}")
     return {
         entry.task: (1 if tasks[entry.task].higher_is_better else -1) * entry.weight / total
-        for entry in config.tasks
+        for entry in config.counted
     }
 
 

@@ -14,14 +14,16 @@ from evolve.errors import CandidateError, TaskError
 from evolve.score.items import item_key
 from evolve.score.metrics import chance_of, item_values, standard_error
 from evolve.score.requests import SplitTask, build_requests, remember_texts
+from evolve.score.scorers.base import make_scorers
 from evolve.score.tasks import LoadedTask, load_tasks
 from evolve.types import Split, TaskScore, content_hash
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from evolve.config.schema import ScoreConfig
     from evolve.score.engines.base import Engine
+    from evolve.score.scorers.base import ModelScorer
 
 logger = logging.getLogger(__name__)
 
@@ -43,6 +45,7 @@ class Scorer:
         self._templated: dict[tuple[str, Split], list[Any]] = {}
         self._tokenizer: Any = None
         self._fingerprint = ""
+        self._scorers: dict[str, ModelScorer] = {}
 
     def prepare(self) -> None:
         """Load the tasks, draw the items and build the prompts. The second call does nothing.
@@ -50,10 +53,11 @@ class Scorer:
         Raises:
             TaskError: Tasks that cannot be used, all of them.
         """
-        if self._tasks:
+        if self._fingerprint:
             return
-        tasks, problems = load_tasks(self._config)
-        if problems:
+        tasks, problems = load_tasks(self._config) if self._config.tasks else ([], [])
+        scorers, wrong = make_scorers(self._config)
+        if problems := [*problems, *wrong]:
             lines = [f"score.{'.'.join(map(str, path))}: {message}" for path, message in problems]
             raise TaskError("\n".join(lines))
         for loaded in tasks:
@@ -63,8 +67,8 @@ class Scorer:
             for loaded in tasks
             for split in SPLITS
         }
-        self._fingerprint = _fingerprint(self._config, tasks, self._plain)
-        self._tasks = tasks
+        self._tasks, self._scorers = tasks, scorers
+        self._fingerprint = _fingerprint(self._config, tasks, self._plain, scorers)
 
     @property
     def fingerprint(self) -> str:
@@ -78,7 +82,7 @@ class Scorer:
         self.prepare()
         return {
             loaded.config.task: {split: len(loaded.sets[split]) for split in SPLITS} for loaded in self._tasks
-        }
+        } | {name: dict(scorer.sizes) for name, scorer in self._scorers.items()}
 
     @property
     def duplicates(self) -> dict[str, int]:
@@ -96,7 +100,7 @@ class Scorer:
         ]
 
     def score(self, engine: Engine, split: Split) -> dict[str, TaskScore]:
-        """Score the model that ``engine`` holds on every task.
+        """Score the model that ``engine`` holds on every task and by every other scorer.
 
         What the engine or lm-eval raises goes through as it is.
 
@@ -104,11 +108,18 @@ class Scorer:
             CandidateError: An answer, a metric or an item's score is NaN or infinite, or missing.
             TaskError: The split has no items, or the engine cannot answer a kind of request.
         """
-        from lm_eval.evaluator import evaluate
-
         self.prepare()
         if split == "holdout" and self._config.holdout.items == 0:
             raise TaskError("there is no holdout: score.holdout.items is 0")
+        found = self._score_tasks(engine, split) if self._tasks else {}
+        for name, scorer in self._scorers.items():
+            self._seed()
+            found[name] = scorer.score(engine, split)
+        return found
+
+    def _score_tasks(self, engine: Engine, split: Split) -> dict[str, TaskScore]:
+        from lm_eval.evaluator import evaluate
+
         views = self._views(engine.lm, split)
         self._seed()
         try:
@@ -202,7 +213,10 @@ def _finite_answers(answers: Any) -> bool:
 
 
 def _fingerprint(
-    config: ScoreConfig, tasks: Sequence[LoadedTask], requests: dict[tuple[str, Split], list[Any]]
+    config: ScoreConfig,
+    tasks: Sequence[LoadedTask],
+    requests: dict[tuple[str, Split], list[Any]],
+    scorers: Mapping[str, ModelScorer],
 ) -> str:
     from importlib.metadata import version
 
@@ -233,7 +247,11 @@ def _fingerprint(
             "eval_args",
         }
     )
-    return content_hash({"lm_eval": version("lm-eval"), "settings": _plain(settings), "tasks": described})
+    whole = {"lm_eval": version("lm-eval"), "settings": _plain(settings), "tasks": described}
+    if scorers:
+        kinds = {name: type(scorer).__name__ for name, scorer in scorers.items()}
+        whole["scorers"] = [[name, kinds[name], scorer.identity()] for name, scorer in scorers.items()]
+    return content_hash(whole)
 
 
 _SCORING = ("output_type", "metric_list", "filter_list", "process_results", "repeats", "generation_kwargs")

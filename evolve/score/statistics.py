@@ -170,7 +170,7 @@ def kept(
         confidence: Of the interval.
     """
     ours, theirs = np.zeros(DRAWS + 1), np.zeros(DRAWS + 1)
-    for index, entry in enumerate(config.tasks):
+    for index, entry in enumerate(config.counted):
         if entry.task not in tasks or entry.task not in parent or not entry.weight:
             continue
         found = _skills(tasks[entry.task], parent[entry.task], index)

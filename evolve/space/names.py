@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from evolve.config.values import StageBlock
     from evolve.config.yaml import Path
 
-_SILENT = frozenset({"models", "parameters", "value", "sources"})
+_SILENT = frozenset({"models", "parameters", "value", "sources", "slices", "modules"})
 """Keys that say nothing to a reader of a gene's name."""
 _TELLING = ("model", "filter", "function")
 """Keys by whose value an entry of a list is known."""
@@ -60,12 +60,19 @@ def _entry(entries: Sequence[Any], index: int) -> str:
     words = [_word(entry) for entry in entries]
     word = words[index]
     if word is None:
-        return str(index)
+        return f"{_kind(entries[index])}{index}"
     return word if words.count(word) == 1 else f"{word}.{index}"
+
+
+def _kind(entry: Any) -> str:
+    """Return what a position is one of: only entries that may have a word of their own need to say so."""
+    return type(entry).__name__.lower() if hasattr(type(entry), "word") else ""
 
 
 def _word(entry: Any) -> str | None:
     """Return what an entry of a list is known by, or None for its position."""
+    if isinstance(word := getattr(entry, "word", None), str):
+        return word
     for key in _TELLING:
         if isinstance(entry, dict) and isinstance(entry.get(key), str):
             return str(entry[key])

@@ -84,7 +84,7 @@ def _switched_on(stages: Sequence[Filled], models: Sequence[str], seed: int) -> 
         if enabled:
             output = name or _fresh(f"{stage.kind}{position}", taken)
             plain.setdefault("seed", seed)
-            kept.append(_Kept(output, stage.kind, plain))
+            kept.append(_Kept(output, stage.kind, type(stage.block).effective(plain)))
             previous = output
         else:
             previous = _passed_through(plain)

@@ -36,10 +36,15 @@ class Stage(Protocol):
         ...
 
     @staticmethod
-    def outline(block: StageBlock, models: Mapping[str, Model]) -> Model | None:
+    def outline(block: StageBlock, models: Mapping[str, Model]) -> Model:
         """Return a model with the config, specs and files that the output will have; no tensor is read.
 
-        None: they are those of the model that the stage starts from. Called where ``check`` found nothing.
+        Later stages are checked against it; ``tensor`` of the result may raise. Called where ``check`` found
+        nothing. Where a range decides on the shape (slices that may be off, the size of a vocabulary), it is
+        the largest one.
+
+        Raises:
+            CandidateError: There is no such output.
         """
         ...
 

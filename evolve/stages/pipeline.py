@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from itertools import islice, product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +23,10 @@ if TYPE_CHECKING:
     from evolve.stages.memo import Memo
     from evolve.types import Recipe
     from evolve.weights.model import Model
+
+
+_MOST_SHAPES = 16
+"""Most combinations of its inputs' shapes that a stage is checked with."""
 
 
 @dataclass(frozen=True)
@@ -49,25 +54,54 @@ def check(stages: Sequence[tuple[str, StageBlock]], models: Mapping[str, Model])
     """Return ``(dotted path, message with the mend)`` for everything that keeps the stages from being built.
 
     Names first, then each stage's own check against the headers of its inputs. Blocks may hold ranges.
-    The output of an earlier stage is judged by what the stage says of it in advance; where it says nothing,
-    or may be off, by the headers of the model that the stage starts from.
+    Where an earlier stage has problems, its output is taken to look like the model that it starts from.
     """
+    return _walk(stages, models)[0]
+
+
+def outputs(stages: Sequence[tuple[str, StageBlock]], models: Mapping[str, Model]) -> list[Model]:
+    """Return the headers of what each stage makes, in order, as far as they are known."""
+    return _walk(stages, models)[1]
+
+
+def _walk(
+    stages: Sequence[tuple[str, StageBlock]], models: Mapping[str, Model]
+) -> tuple[list[tuple[str, str]], list[Model]]:
+    """Go through the stages. A name has several shapes where a stage that changes it may be off."""
     found: list[tuple[str, str]] = []
-    known = dict(models)
+    made: list[Model] = []
+    known: dict[str, tuple[Model, ...]] = {name: (model,) for name, model in models.items()}
     for step in _wire(stages, models):
-        found += step.problems
-        available = {name: known[name] for name in step.inputs if name in known}
-        outline = None
-        if len(available) == len(step.inputs) and not step.problems:
-            problems = step.stage.check(step.block, available)
-            found += [(f"{step.place}.{path}" if path else step.place, message) for path, message in problems]
-            if not problems and step.block.enabled is True:
-                outline = step.stage.outline(step.block, available)
-        if outline is not None:
-            known[step.output] = outline
-        elif (start := _starts_from(step)) in known:
-            known[step.output] = known[start]
-    return found
+        problems = dict.fromkeys(step.problems)
+        shapes: dict[str, Model] = {}
+        if not problems and all(name in known for name in step.inputs):
+            for inputs in islice(product(*(known[name] for name in step.inputs)), _MOST_SHAPES):
+                more, shape = _look(step, dict(zip(step.inputs, inputs, strict=True)))
+                problems |= dict.fromkeys(more)
+                if shape is not None:
+                    shapes.setdefault(shape.architecture, shape)
+        if not shapes or step.block.enabled is not True:
+            for shape in known.get(_starts_from(step), ()):
+                shapes.setdefault(shape.architecture, shape)
+        if shapes:
+            known[step.output] = tuple(shapes.values())
+        made += shapes.values()
+        found += problems
+    return found, made
+
+
+def _look(step: _Step, available: Mapping[str, Model]) -> tuple[list[tuple[str, str]], Model | None]:
+    """Check one stage. Returns its problems, and the headers of its output where it has no problems."""
+    problems = [
+        (f"{step.place}.{path}" if path else step.place, message)
+        for path, message in step.stage.check(step.block, available)
+    ]
+    if problems or step.block.enabled is False:
+        return problems, None
+    try:
+        return [], step.stage.outline(step.block, available)
+    except CandidateError as error:
+        return [(step.place, str(error))], None
 
 
 def prepare(stages: Sequence[tuple[str, StageBlock]], models: Mapping[str, Model]) -> None:
@@ -149,16 +183,8 @@ def outline(recipe: Recipe, parents: Mapping[str, Model]) -> Model:
         CandidateError: It cannot be built.
     """
     known = {name: parents[name] for name in recipe.models}
-    output = next(iter(known))
-    for step in _wire(_blocks(recipe.pipeline), known):
-        if step.problems:
-            raise CandidateError("invalid_recipe", "; ".join(": ".join(found) for found in step.problems))
-        start, found = known[_starts_from(step)], None
-        if step.block.enabled is True:
-            found = step.stage.outline(step.block, {name: known[name] for name in step.inputs})
-        output = step.output
-        known[output] = start if found is None else found
-    return known[output]
+    blocks = list(_blocks(recipe.pipeline))
+    return outputs(blocks, known)[-1] if blocks else next(iter(known.values()))
 
 
 def _blocks(pipeline: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, StageBlock]]:

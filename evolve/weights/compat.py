@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from evolve.errors import ModelError
+from evolve.errors import ModelError, some
+from evolve.weights.tied import HEADS
 from evolve.weights.vocabulary import vocabulary
 
 if TYPE_CHECKING:
@@ -91,19 +92,19 @@ def _shapes(one: Model, other: Model, tokens: str) -> list[str]:
         listed = f" (another {tokens})" if tokens else ""
         return [f"a vocabulary of {sizes[0]} tokens, not {sizes[1]}{listed}; {_UNION}, or {_SIBLINGS}"]
     # A head that one of them lacks is a matter of the tied state, which has a message of its own.
-    skipped = {"lm_head.weight", "embed_out.weight", "output.weight"} if one.tied != other.tied else set()
+    skipped = set(HEADS) if one.tied != other.tied else set()
     found = []
     if missing := [name for name in one.specs if name not in other.specs and name not in skipped]:
-        found.append(f"lacks {_some(missing)}; copy or convert the model again, or {_SIBLINGS}")
+        found.append(f"lacks {some(missing)}; copy or convert the model again, or {_SIBLINGS}")
     if extra := [name for name in other.specs if name not in one.specs and name not in skipped]:
-        found.append(f"has {_some(extra)} besides; {_SIBLINGS}, and write an adapter as base+adapter")
+        found.append(f"has {some(extra)} besides; {_SIBLINGS}, and write an adapter as base+adapter")
     unlike = [
         f"{name} {list(other.specs[name].shape)} instead of {list(spec.shape)}"
         for name, spec in one.specs.items()
         if name in other.specs and other.specs[name].shape != spec.shape
     ]
     if unlike:
-        found.append(f"other shapes: {_some(unlike)}; {_SIBLINGS}")
+        found.append(f"other shapes: {some(unlike)}; {_SIBLINGS}")
     return found
 
 
@@ -171,8 +172,3 @@ def _unlike(one: dict[str, int] | str | None, other: dict[str, int] | str | None
 
 def _vocab_size(model: Model) -> Any:
     return model.config.get("vocab_size")
-
-
-def _some(names: list[str]) -> str:
-    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return ", ".join(names[:_SHOWN]) + more

@@ -10,7 +10,7 @@ import shutil
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from evolve.errors import MissingDependency, ModelError
+from evolve.errors import MissingDependency, ModelError, some
 from evolve.weights.content import file_digest
 from evolve.weights.files import CONFIG, cache_folder, read_json
 from evolve.weights.partial import move_in, partial_folder, sync_tree, write_text
@@ -27,7 +27,6 @@ _SPLIT = re.compile(r"-(\d{5})-of-(\d{5})\.gguf$", re.IGNORECASE)
 # Frequencies of llama3's rope scaling, which transformers' conversion passes over.
 _ROPE = re.compile(r"rope_(freqs|factors_\w+)\.weight")
 _MEND = "Name the original model instead of the GGUF file"
-_SHOWN = 3
 
 
 def is_gguf(source: str) -> bool:
@@ -136,7 +135,7 @@ def _load(file: Path) -> tuple[Any, Any]:
     for key in ("missing_keys", "mismatched_keys"):
         if found := sorted(map(str, info.get(key) or ())):
             raise ModelError(
-                f"{file}: transformers' conversion leaves {_some(found)} without a value. {_MEND}"
+                f"{file}: transformers' conversion leaves {some(found)} without a value. {_MEND}"
             )
     # The marks of a quantized model, which no longer holds: save_pretrained would refuse or repeat them.
     for mark in ("hf_quantizer", "quantization_method"):
@@ -169,7 +168,7 @@ def _require_all(file: Path, model: Any, stored: _Stored) -> None:
             f"the model would compute something else. {_MEND}"
         )
     if left:
-        raise ModelError(f"{file} holds {_some(left)}, which transformers' conversion passes over. {_MEND}")
+        raise ModelError(f"{file} holds {some(left)}, which transformers' conversion passes over. {_MEND}")
 
 
 def _finish_config(folder: Path) -> None:
@@ -177,8 +176,3 @@ def _finish_config(folder: Path) -> None:
     for key in ("_name_or_path", "_model_name_or_path", "transformers_version", "quantization_config"):
         config.pop(key, None)
     write_text(folder / CONFIG, json.dumps(config, indent=2, sort_keys=True) + "\n")
-
-
-def _some(names: list[str]) -> str:
-    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return ", ".join(names[:_SHOWN]) + more

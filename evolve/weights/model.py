@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from evolve.types import content_hash
@@ -50,6 +50,8 @@ class Model:
         exact: Returns one tensor before its rounding to the type in ``specs``, where there is such a thing
             (a base with an adapter on it); None where ``tensor`` is all there is.
         content: ``sha256:...`` of a parent; empty for a computed model, and where nobody asked.
+        same: Tensors that equal another one by construction (a layer that is stacked twice), each with the
+            first of its kind. An engine may keep them once; on disk each is stored.
     """
 
     config: Mapping[str, Any]
@@ -59,6 +61,7 @@ class Model:
     finite: bool = False
     exact: Callable[[str], Tensor] | None = None
     content: str = ""
+    same: Mapping[str, str] = field(default_factory=dict)
 
     def unrounded(self, name: str) -> Tensor:
         """Return one tensor in the widest type in which it is known: what arithmetic should start from."""

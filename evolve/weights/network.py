@@ -6,15 +6,13 @@ import copy
 import re
 from typing import TYPE_CHECKING, Any
 
-from evolve.errors import CandidateError
+from evolve.errors import CandidateError, some
 from evolve.weights.skeleton import Skeleton
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
     from evolve.weights.model import Model, TensorSpec
-
-_SHOWN = 3
 
 
 def open_network(model: Model, device: str = "cpu") -> tuple[Any, dict[str, str]]:
@@ -138,15 +136,10 @@ def match(
         if specs[name].shape != wanted[own]
     ]
     problems = [
-        f"{title} {_few(found)}"
+        f"{title} {some(found)}"
         for title, found in (("missing:", missing), ("unknown:", extra), ("wrong shape:", bad))
         if found
     ]
     if problems:
         raise CandidateError("engine", f"the tensors do not fit config.json: {'; '.join(problems)}")
     return names
-
-
-def _few(names: list[str]) -> str:
-    more = len(names) - _SHOWN
-    return ", ".join(names[:_SHOWN]) + (f" and {more} more" if more > 0 else "")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from evolve.errors import some
 from evolve.weights.adapter import Adapter, read_adapter
 from evolve.weights.files import ADAPTER_CONFIG
 from evolve.weights.location import PLUS, parts, places
@@ -15,8 +16,6 @@ if TYPE_CHECKING:
 
     from evolve.types import Parent
     from evolve.weights.model import Model
-
-_SHOWN = 3
 
 
 def remarks(parents: Mapping[str, Parent], models: Mapping[str, Model]) -> list[str]:
@@ -72,9 +71,7 @@ def _other_tokens(adapter: Adapter, base: Path) -> str:
     more = sorted(theirs.keys() - known.keys(), key=lambda token: theirs[token])
     if not more:
         return ""
-    listed = ", ".join(map(repr, more[:_SHOWN])) + (
-        f" and {len(more) - _SHOWN} more" if len(more) > _SHOWN else ""
-    )
+    listed = some(map(repr, more))
     return (
         f"the tokenizer beside the adapter has {listed}, which the base's lacks; the base's is used. Copy "
         "the adapter's tokenizer files into a copy of the base, if the model needs them"

@@ -12,7 +12,7 @@ from collections import defaultdict
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from evolve.errors import ModelError
+from evolve.errors import ModelError, some
 from evolve.weights.files import CONFIG
 
 if TYPE_CHECKING:
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 
     from evolve.weights.model import Model, TensorSpec
 
-_SHOWN = 3
 
 Shapes: TypeAlias = "dict[str, tuple[int, ...]]"
 Parts: TypeAlias = "dict[str, tuple[str, tuple[int, ...]]]"
@@ -181,14 +180,14 @@ def unexplained(model: Model) -> list[str]:
     faults = _faults(skeleton, model.specs)
     found = []
     if faults.missing:
-        found.append(f"the weights lack {_some(faults.missing)}: copy or download the model again")
+        found.append(f"the weights lack {some(faults.missing)}: copy or download the model again")
     if faults.extra:
         found.append(
-            f"{skeleton.name} has no place for {_some(faults.extra)}: delete them from the file, or use a "
+            f"{skeleton.name} has no place for {some(faults.extra)}: delete them from the file, or use a "
             "model whose config.json fits its weights"
         )
     if faults.unlike:
-        found.append(f"config.json and weights disagree: {_some(faults.unlike)}: take both from one model")
+        found.append(f"config.json and weights disagree: {some(faults.unlike)}: take both from one model")
     return found
 
 
@@ -245,9 +244,4 @@ def _compare_parts(faults: _Faults, skeleton: Skeleton, place: str, parts: Parts
     for name in wanted.keys() & parts.keys():
         _compare(faults, name, parts[name][1], wanted[name])
     if before == len(faults.missing) + len(faults.extra) + len(faults.unlike):
-        faults.unlike.append(f"{_some(sorted(parts))} do not make up {place}")
-
-
-def _some(names: list[str]) -> str:
-    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return ", ".join(names[:_SHOWN]) + more
+        faults.unlike.append(f"{some(sorted(parts))} do not make up {place}")

@@ -34,7 +34,9 @@ class Spy:
         self._generate = LLM.generate
         LLM.generate = self._watched_generate()
         model_class.__init__ = self._watched_start(model_class.__init__)
-        model_class._model_generate = self._watched_call(model_class._model_generate)
+        # Ours asks through one method for both kinds of requests.
+        name = "_run" if hasattr(model_class, "_run") else "_model_generate"
+        setattr(model_class, name, self._watched_call(getattr(model_class, name)))
 
     def clear(self) -> None:
         self.forward, self.asked = 0.0, []
@@ -61,7 +63,7 @@ class Spy:
 
     def _watched_call(self, call: Any) -> Any:
         def model_generate(lm: Any, *args: Any, **more: Any) -> Any:
-            # Generate is also called outside of this, to ask a prompt again: that is no work of lm-eval's.
+            # Calls from elsewhere are no work of lm-eval's.
             self._inside = True
             try:
                 return call(lm, *args, **more)

@@ -266,13 +266,6 @@ def test_a_bare_mergekit_file_is_a_config(tmp_path: Path) -> None:
     assert load(file, ["parameters.lambda=0.3"]).config.pipeline[0]["merge"]["parameters"]["lambda"] == 0.3
 
 
-def test_mergekit_keys_that_we_lack_are_named() -> None:
-    text = MERGEKIT.replace("{folder}", "org/prose") + "slices: [{sources: []}]\n"
-    problem = only_problem(text)
-    assert (problem.where, problem.path) == (at(text, "[{sources"), "slices")
-    assert "not supported" in problem.message
-
-
 def test_a_bare_file_with_unknown_names() -> None:
     text = "merge_method: linear\nmodels:\n  - {model: nobody, parameters: {weight: 1}}\n"
     problem = only_problem(text)

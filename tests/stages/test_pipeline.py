@@ -23,6 +23,10 @@ from evolve.weights.reader import open_model
 from tests.tiny import make_model
 
 
+def refuse(name: str) -> torch.Tensor:
+    raise AssertionError(f"{name} was read")
+
+
 class SumBlock(StageBlock):
     models: list[str] = Field(min_length=1)
     times: SearchNumber = 1.0
@@ -43,8 +47,8 @@ class Sum:
         return [("times", "13 is unlucky")] if block.times == 13 else []
 
     @staticmethod
-    def outline(block: SumBlock, models: Any) -> None:
-        return None
+    def outline(block: SumBlock, models: Any) -> Model:
+        return replace(next(iter(models.values())), tensor=refuse)
 
     @staticmethod
     def run(block: SumBlock, models: Any, *, seed: int, memo: Any = None) -> Model:
@@ -74,8 +78,8 @@ class Add:
         return []
 
     @staticmethod
-    def outline(block: AddBlock, models: Any) -> None:
-        return None
+    def outline(block: AddBlock, models: Any) -> Model:
+        return replace(models[block.model], tensor=refuse)
 
     @staticmethod
     def run(block: AddBlock, models: Any, *, seed: int, memo: Any = None) -> Model:

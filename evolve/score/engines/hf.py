@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import logging
 import tempfile
-from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -20,6 +19,8 @@ from evolve.score.engines.fit import (
     side_key,
     write_side_files,
 )
+from evolve.score.engines.hf_lm import lm_class
+from evolve.score.engines.tokens import Memo
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -38,6 +39,7 @@ class _Identity(NamedTuple):
     architecture: str
     side: str
     dtype: str
+    same: tuple[tuple[str, str], ...]
 
 
 def open_engine(config: ScoreConfig, model: Model, threads: int) -> HfEngine:
@@ -73,6 +75,8 @@ class HfEngine:
         self._identity: _Identity | None = None
         self._names: dict[str, str] = {}
         self._loaded = False
+        self._memos: dict[str, Memo] = {}
+        self._model: Model | None = None
 
     @property
     def lm(self) -> Any:
@@ -81,11 +85,21 @@ class HfEngine:
             raise CandidateError("engine", "the engine holds no model: the last load failed")
         return self._lm
 
+    @property
+    def model(self) -> Model:
+        """The model that is loaded now."""
+        if self._model is None or not self._loaded:
+            raise CandidateError("engine", "the engine holds no model: the last load failed")
+        return self._model
+
     def load(self, model: Model) -> None:
         """Overwrite the parameters, or build the model again where the architecture changed."""
         files = side_files(model)
         identity = _Identity(
-            model.architecture, side_key(files), choose_dtype(self._config, model, self._device)
+            model.architecture,
+            side_key(files),
+            choose_dtype(self._config, model, self._device),
+            tuple(sorted(model.same.items())),
         )
         fresh = self._lm is None or identity != self._identity
         names = parameter_names(model) if fresh else self._names
@@ -94,10 +108,11 @@ class HfEngine:
             self._build_from_files(model, identity.dtype)
         else:
             if fresh:
-                self._build(model, files, identity)
-                self._names = names
+                self._build(model, files, identity, names)
+                # Equal tensors share one storage, which is written once.
+                self._names = {name: own for name, own in names.items() if name not in model.same}
             self._copy(model)
-        self._loaded = True
+        self._loaded, self._model = True, model
 
     def close(self) -> None:
         """Drop the model."""
@@ -116,7 +131,9 @@ class HfEngine:
         except Exception as error:
             raise as_candidate_error(error, "build") from error
 
-    def _build(self, model: Model, files: Mapping[str, bytes], identity: _Identity) -> None:
+    def _build(
+        self, model: Model, files: Mapping[str, bytes], identity: _Identity, names: Mapping[str, str]
+    ) -> None:
         import torch
         from transformers import AutoModelForCausalLM
         from transformers.initialization import no_init_weights
@@ -129,6 +146,14 @@ class HfEngine:
                     hf_config(model), dtype=getattr(torch, identity.dtype), **self._config.engine_args
                 )
             network.tie_weights()
+            _share(
+                network,
+                {
+                    names[name]: names[first]
+                    for name, first in model.same.items()
+                    if {name, first} <= names.keys()
+                },
+            )
             self._wrap(network, files)
         except Exception as error:
             raise as_candidate_error(error, "engine") from error
@@ -171,7 +196,7 @@ class HfEngine:
         if not hasattr(network, "hf_device_map"):
             network.to(self._device)
         network.eval()
-        self._lm = _lm_class()(
+        self._lm = lm_class()(
             pretrained=network,
             tokenizer=tokenizer,
             batch_size=self._config.batch_size,
@@ -180,6 +205,7 @@ class HfEngine:
             softmax_dtype="float32",
         )
         self._lm.call_seed = self._config.seed
+        self._lm.memo = self._memos.setdefault(side_key(files), Memo())
         logger.info("transformers model built on %s", self._device)
 
     def _drop(self) -> None:
@@ -193,32 +219,13 @@ class HfEngine:
             torch.cuda.empty_cache()
 
 
-@cache
-def _lm_class() -> Any:
-    from lm_eval.models.huggingface import HFLM
-
-    class QuietHFLM(HFLM):
-        """``HFLM`` without progress bars, and seeded at each call."""
-
-        call_seed = 0
-
-        def loglikelihood(self, requests: Any, disable_tqdm: bool = True) -> Any:
-            return super().loglikelihood(requests, disable_tqdm=True)
-
-        def loglikelihood_rolling(self, requests: Any, disable_tqdm: bool = True) -> Any:
-            return super().loglikelihood_rolling(requests, disable_tqdm=True)
-
-        def _loglikelihood_tokens(self, requests: Any, disable_tqdm: bool = True, **more: Any) -> Any:
-            return super()._loglikelihood_tokens(requests, disable_tqdm=True, **more)
-
-        def generate_until(self, requests: Any, disable_tqdm: bool = True) -> Any:
-            import torch
-
-            with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(self.call_seed)
-                return super().generate_until(requests, disable_tqdm=True)
-
-    return QuietHFLM
+def _share(network: Any, same: Mapping[str, str]) -> None:
+    """Put one parameter (or buffer) in two places: name to the name of the one that takes its place."""
+    for name, first in same.items():
+        (path, _, own), (above, _, source) = name.rpartition("."), first.rpartition(".")
+        module = network.get_submodule(path)
+        table = module._parameters if own in module._parameters else module._buffers
+        table[own] = getattr(network.get_submodule(above), source)
 
 
 def _device() -> str:

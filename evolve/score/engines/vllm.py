@@ -27,6 +27,8 @@ from evolve.score.engines.fit import (
     side_key,
     write_side_files,
 )
+from evolve.score.engines.tokens import Memo
+from evolve.score.engines.vllm_rows import only_asked
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -44,7 +46,8 @@ _BLOCK = 32
 _CACHED_TOKENS = 1 << 15
 
 # With any of these the weights are not plainly in this process, or not as they are in files.
-_NO_SWAP_ARGS = frozenset({"tensor_parallel_size", "pipeline_parallel_size", "quantization", "load_format"})
+_SEVERAL_WORKERS = frozenset({"tensor_parallel_size", "pipeline_parallel_size"})
+_NO_SWAP_ARGS = _SEVERAL_WORKERS | {"quantization", "load_format"}
 
 
 class _Identity(NamedTuple):
@@ -104,6 +107,8 @@ class VllmEngine:
         self._loaded = False
         self._home = tempfile.TemporaryDirectory(prefix="evolve-engine-", ignore_cleanup_errors=True)
         self._starts = 0
+        self._memos: dict[str, Memo] = {}
+        self._model: Model | None = None
 
     @property
     def lm(self) -> Any:
@@ -111,6 +116,13 @@ class VllmEngine:
         if self._running is None or not self._loaded:
             raise CandidateError("engine", "the engine holds no model: the last load failed")
         return self._running
+
+    @property
+    def model(self) -> Model:
+        """The model that is loaded now."""
+        if self._model is None or not self._loaded:
+            raise CandidateError("engine", "the engine holds no model: the last load failed")
+        return self._model
 
     def load(self, model: Model) -> None:
         """Replace the weights, or start again where the engine cannot take them."""
@@ -130,7 +142,7 @@ class VllmEngine:
                 self._start_with_dummies(model, files, identity)
                 self._names = names
             self._swap(model, names)
-        self._loaded = True
+        self._loaded, self._model = True, model
 
     def close(self) -> None:
         """Stop the engine and give its memory back."""
@@ -208,6 +220,9 @@ class VllmEngine:
                 raise as_candidate_error(error, "engine") from error
             raise
         lm.call_seed = self._config.seed
+        lm.memo = self._memos.setdefault(side_key(side_files(model)), Memo())
+        if self._config.engine_args.keys().isdisjoint(_SEVERAL_WORKERS):
+            lm.model.collective_rpc(only_asked)
         self._running = lm
         logger.info("vLLM started on %s in %s", self._device, dtype)
 

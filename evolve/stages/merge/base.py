@@ -119,10 +119,10 @@ class MergeMethod(ABC):
     """Whether ``merge`` takes tensors in their stored types and returns ``inputs.out``, in one fused pass."""
     ignored: ClassVar[tuple[str, ...]] = ("int8_mask",)
     """Keys of mergekit that are accepted and have no effect: they save it memory, or it ignores them too."""
+    deterministic: ClassVar[bool] = True
+    """Whether ``seeds`` and ``name`` have no effect: then a layer that is stacked twice is computed once."""
     statistics: ClassVar[Literal["fisher", "gram"] | None] = None
     """What the method needs to know of each model, gathered on the text that the config names."""
-    random: ClassVar[bool] = False
-    """Whether the result depends on the seed."""
     mergekit: ClassVar[bool] = True
     """Whether mergekit 0.1.5 has the method."""
 

@@ -33,9 +33,9 @@ class DareLinear(MergeMethod):
     base = "required"
     models = (1, None)
     per_model = (WEIGHT, DENSITY)
-    random = True
     shared = (normalize(False), rescale(True, "Divide what stays by the density."), LAMBDA)
     stored = True
+    deterministic = False
 
     @classmethod
     def mergekit_notes(cls, parameters: Mapping[str, Any]) -> tuple[str, ...]:

@@ -48,9 +48,9 @@ class Della(MergeMethod):
     base = "required"
     models = (1, None)
     per_model = _PER_MODEL
-    random = True
     shared = (normalize(True), _RESCALE, LAMBDA)
     stored = True
+    deterministic = False
 
     @classmethod
     def mergekit_notes(cls, parameters: Mapping[str, Any]) -> tuple[str, ...]:

@@ -5,16 +5,21 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
+from evolve.errors import some
 from evolve.registry import MERGE_METHODS, did_you_mean
 from evolve.stages.merge.layers import component_names
+from evolve.stages.merge.stacked import stacked_config
 from evolve.stages.merge.values import always, catches_all, filters
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator, Mapping, Sequence
 
     from evolve.config.values import Filtered, Parameter
     from evolve.stages.merge.block import MergeBlock
-    from evolve.weights.model import Model
+    from evolve.stages.merge.layout import Layout
+    from evolve.stages.merge.parts import Entry, Part
+    from evolve.stages.merge.values import Path
+    from evolve.weights.model import Model, TensorSpec
 
 _FLOATS = ("float32", "bfloat16", "float16", "float64")
 _COPIED = ("int64", "int32", "int16", "int8", "uint8", "bool")
@@ -26,29 +31,11 @@ def merged(dtype: str) -> bool:
     return dtype in _FLOATS
 
 
-def differing_tensors(models: Mapping[str, Model]) -> list[str]:
-    """Return, for each model, how its tensors' names and shapes differ from those of the first."""
-    (first, reference), *others = models.items()
+def type_problems(block: MergeBlock, layout: Layout, models: Mapping[str, Model]) -> list[str]:
+    """Return which tensors have types that cannot be merged. The models fit each other."""
     found = []
-    for name, model in others:
-        missing = reference.specs.keys() - model.specs.keys()
-        extra = model.specs.keys() - reference.specs.keys()
-        if missing:
-            found.append(f"{name} lacks {_some(missing)}, which {first} has")
-        if extra:
-            found.append(f"{name} has {_some(extra)}, which {first} lacks")
-        for tensor in reference.specs.keys() & model.specs.keys():
-            shapes = reference.specs[tensor].shape, model.specs[tensor].shape
-            if shapes[0] != shapes[1]:
-                found.append(f"{tensor} is {list(shapes[0])} in {first} and {list(shapes[1])} in {name}")
-    return sorted(found)
-
-
-def type_problems(block: MergeBlock, models: Mapping[str, Model]) -> list[str]:
-    """Return which tensors have types that cannot be merged. The models have the same tensors."""
-    found = []
-    for tensor in next(iter(models.values())).specs:
-        types = {name: model.specs[tensor].dtype for name, model in models.items()}
+    for tensor, place in layout.places.items():
+        types = {model: models[model].specs[name].dtype for model, name in place.sources()}
         listed = ", ".join(f"{dtype} in {name}" for name, dtype in types.items())
         if not all(dtype in _FLOATS for dtype in types.values()):
             if len(set(types.values())) > 1 or not set(types.values()) <= set(_COPIED):
@@ -58,12 +45,12 @@ def type_problems(block: MergeBlock, models: Mapping[str, Model]) -> list[str]:
     return found[:10]
 
 
-def output_types(block: MergeBlock, models: Mapping[str, Model]) -> dict[str, str]:
+def output_types(block: MergeBlock, layout: Layout, models: Mapping[str, Model]) -> dict[str, str]:
     """Return the type of each tensor of the result."""
     forced = block.out_dtype or block.dtype
     types = {}
-    for tensor in next(iter(models.values())).specs:
-        found = {model.specs[tensor].dtype for model in models.values()}
+    for tensor, place in layout.places.items():
+        found = {models[model].specs[name].dtype for model, name in place.sources()}
         if not merged(next(iter(found))):
             types[tensor] = next(iter(found))
         elif forced is not None:
@@ -73,13 +60,32 @@ def output_types(block: MergeBlock, models: Mapping[str, Model]) -> dict[str, st
     return types
 
 
-def output_config(reference: Model, types: Mapping[str, str]) -> dict[str, Any]:
-    """Return the reference's config with the type that most weights of the result have."""
+def output_specs(
+    layout: Layout, types: Mapping[str, str], models: Mapping[str, Model]
+) -> dict[str, TensorSpec]:
+    """Return shape and type of each tensor of the result."""
+    from evolve.weights.model import TensorSpec
+
+    specs = {}
+    for tensor, place in layout.places.items():
+        model, name = next(place.sources())
+        specs[tensor] = TensorSpec(models[model].specs[name].shape, types[tensor])
+    return specs
+
+
+def output_config(
+    layout: Layout, specs: Mapping[str, TensorSpec], models: Mapping[str, Model]
+) -> dict[str, Any]:
+    """Return the reference's config, with the layers that were chosen and the type that most weights have.
+
+    Raises:
+        CandidateError: The config cannot describe such layers.
+    """
     count: Counter[str] = Counter()
-    for tensor, spec in reference.specs.items():
-        if merged(types[tensor]):
-            count[types[tensor]] += spec.numel
-    config = dict(reference.config)
+    for spec in specs.values():
+        if merged(spec.dtype):
+            count[spec.dtype] += spec.numel
+    config = stacked_config(layout, models) if layout.sliced else dict(layout.reference.config)
     if count:
         key = "torch_dtype" if "torch_dtype" in config else "dtype"
         config.pop("dtype", None)
@@ -87,64 +93,96 @@ def output_config(reference: Model, types: Mapping[str, str]) -> dict[str, Any]:
     return config
 
 
-def filter_problems(block: MergeBlock, reference: Model) -> list[tuple[str, str]]:
+def filter_problems(layout: Layout) -> list[tuple[Path, str]]:
     """Return the filters that let no tensor through."""
-    found = []
-    for path, entry in _all_filters(block):
+    found: list[tuple[Path, str]] = []
+    for path, entry, names in _all_filters(layout):
         text = entry.filter or ""
-        if catches_all(entry) or any(text in tensor for tensor in reference.specs):
+        if catches_all(entry) or any(text in tensor for tensor in names):
             continue
-        if reference.tied and any(text in head or head in text for head in _HEADS):
+        if layout.reference.tied and any(text in head or head in text for head in _HEADS):
             hint = " (the head is tied to the embedding and has no tensor of its own; remove the filter)"
+        elif any(text in tensor for tensor in layout.places):
+            hint = " in this slice"
         else:
-            hint = did_you_mean(text, component_names(reference))
+            hint = did_you_mean(text, component_names(layout.places))
         found.append((path, f"no tensor's name contains {text!r}{hint}"))
     return found
 
 
-def _all_filters(block: MergeBlock) -> Iterator[tuple[str, Filtered]]:
-    scopes = [("parameters", block.parameters)]
-    scopes += [(f"models.{index}.parameters", entry.parameters) for index, entry in enumerate(block.models)]
-    for scope, parameters in scopes:
-        for name, value in parameters.items():
-            for index, entry in enumerate(filters(value)):
-                yield f"{scope}.{name}.{index}.filter", entry
-
-
-def missing_values(block: MergeBlock, reference: Model) -> list[tuple[str, str]]:
-    """Return the parameters that must be given and that no filter gives to some tensor."""
-    method = MERGE_METHODS.load(block.merge_method)
-    found = []
-    for param in method.shared:
-        if param.default is None:
-            sources = [block.parameters.get(param.name)]
-            found += _uncovered(param.name, sources, reference, f"parameters.{param.name}")
-    for index, entry in enumerate(block.models):
-        for param in method.per_model:
-            if param.default is None and entry in block.others:
-                sources = [entry.parameters.get(param.name), block.parameters.get(param.name)]
-                own = f"models.{index}.parameters" if param.name in entry.parameters else "parameters"
-                found += _uncovered(param.name, sources, reference, f"{own}.{param.name}")
+def _by_part(layout: Layout) -> dict[Path, list[str]]:
+    found: dict[Path, list[str]] = {}
+    for tensor, place in layout.places.items():
+        found.setdefault(place.part.path, []).append(tensor)
     return found
 
 
+def _by_scope(layout: Layout) -> dict[Path, list[str]]:
+    """Return for each mapping of parameters that several models share the tensors that it holds for."""
+    found: dict[Path, list[str]] = {}
+    tensors = _by_part(layout)
+    for part in layout.parts:
+        for scope in part.scopes:
+            found.setdefault(scope.path, []).extend(tensors.get(part.path, []))
+    return found
+
+
+def _all_filters(layout: Layout) -> Iterator[tuple[Path, Filtered, Sequence[str]]]:
+    by_scope = _by_scope(layout)
+    scopes = {scope.path: scope.parameters for part in layout.parts for scope in reversed(part.scopes)}
+    for path, parameters in scopes.items():
+        for inner, entry in _filters_in(parameters):
+            yield (*path, *inner), entry, by_scope[path]
+    tensors = _by_part(layout)
+    for part in layout.parts:
+        for model in part.entries:
+            for inner, entry in _filters_in(model.parameters):
+                yield (*(model.path or ()), "parameters", *inner), entry, tensors.get(part.path, [])
+
+
+def _filters_in(parameters: Mapping[str, Parameter]) -> Iterator[tuple[Path, Filtered]]:
+    for name, value in parameters.items():
+        for index, entry in enumerate(filters(value)):
+            yield (name, index, "filter"), entry
+
+
+def missing_values(block: MergeBlock, layout: Layout) -> list[tuple[Path, str]]:
+    """Return the parameters that must be given and that no filter gives to some tensor."""
+    method = MERGE_METHODS.load(block.merge_method)
+    found: list[tuple[Path, str]] = []
+    tensors = _by_part(layout)
+    for part in layout.parts:
+        names = tensors.get(part.path, [])
+        for param in method.shared:
+            if param.default is None:
+                path = _given_at(part, None, param.name)
+                found += _uncovered(param.name, part.sources(None, param.name), names, path)
+        for entry in part.others:
+            for param in method.per_model:
+                if param.default is None:
+                    sources = part.sources(entry, param.name)
+                    found += _uncovered(param.name, sources, names, _given_at(part, entry, param.name))
+    return list(dict.fromkeys(found))
+
+
+def _given_at(part: Part, entry: Entry | None, name: str) -> Path:
+    """Return the path of the nearest value of a parameter."""
+    if entry is not None and name in entry.parameters:
+        return (*(entry.path or ()), "parameters", name)
+    return next(((*scope.path, name) for scope in part.scopes if name in scope.parameters), part.path)
+
+
 def _uncovered(
-    name: str, sources: list[Parameter | None], reference: Model, path: str
-) -> list[tuple[str, str]]:
+    name: str, sources: list[Parameter | None], tensors: Sequence[str], path: Path
+) -> list[tuple[Path, str]]:
     given = [source for source in sources if source is not None]
     if not given or any(always(source) for source in given):
         return []  # not given at all: the block's own problems say so
     left = [
         tensor
-        for tensor in reference.specs
+        for tensor in tensors
         if not any((entry.filter or "") in tensor for source in given for entry in filters(source))
     ]
     if not left:
         return []
-    return [(path, f"no {name} for {_some(left)}; end the list with a value without a filter")]
-
-
-def _some(names: Any) -> str:
-    listed = sorted(names)
-    more = f" and {len(listed) - 3} more" if len(listed) > 3 else ""
-    return ", ".join(listed[:3]) + more
+    return [(path, f"no {name} for {some(sorted(left))}; end the list with a value without a filter")]

@@ -10,7 +10,7 @@ from evolve.errors import CandidateError
 from evolve.registry import MERGE_METHODS
 from evolve.stages.merge.base import Inputs, Statistic
 from evolve.stages.merge.headers import merged
-from evolve.stages.merge.layers import depths
+from evolve.stages.merge.residual import OUTPUTS, factors
 from evolve.stages.merge.values import choose
 
 if TYPE_CHECKING:
@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from evolve.stages.memo import Memo
     from evolve.stages.merge.base import Param
     from evolve.stages.merge.block import MergeBlock
+    from evolve.stages.merge.layout import Layout, Place
+    from evolve.stages.merge.parts import Entry
+    from evolve.stages.merge.residual import Factor
     from evolve.stages.merge.statistics import Gathered
     from evolve.weights.model import Model
 
@@ -43,6 +46,7 @@ class Plan:
     def __init__(
         self,
         block: MergeBlock,
+        layout: Layout,
         models: Mapping[str, Model],
         *,
         seed: int,
@@ -50,34 +54,31 @@ class Plan:
         memo: Memo | None = None,
         statistics: Mapping[str, Gathered] | None = None,
     ) -> None:
-        self._block = block
+        self._layout = layout
         self._models = models
         self._seed = seed
         self._types = types
         self._memo = memo
         self._statistics = statistics or {}
         self._method = MERGE_METHODS.load(block.merge_method)
-        self._names = tuple(entry.model for entry in block.others)
-        self._base = None if self._method.base == "none" else block.base_model
-        depth = depths(models[block.reference])
+        self._factors = factors(layout)
         # Resolved now, so that a recipe that cannot be built fails before the engine is touched.
         self._values = {
-            tensor: self._resolve(tensor, depth(tensor)) for tensor in types if merged(types[tensor])
+            name: self._resolve(place) for name, place in layout.places.items() if merged(types[name])
         }
 
-    def _resolve(self, tensor: str, t: float) -> _Values:
-        common = self._block.parameters
+    def _resolve(self, place: Place) -> _Values:
+        part = place.part
         per_model = tuple(
             {
-                param.name: _value(
-                    param, [entry.parameters.get(param.name), common.get(param.name)], tensor, t
-                )
+                param.name: _value(param, part.sources(entry, param.name), place.name, place.t)
                 for param in self._method.per_model
             }
-            for entry in self._block.others
+            for entry in part.others
         )
         shared = {
-            param.name: _value(param, [common.get(param.name)], tensor, t) for param in self._method.shared
+            param.name: _value(param, part.sources(None, param.name), place.name, place.t)
+            for param in self._method.shared
         }
         return _Values(per_model, shared)
 
@@ -93,58 +94,87 @@ class Plan:
 
         if not merged(self._types[name]):
             return self._copied(name)
-        values = self._values[name]
+        place = self._layout.places[name]
+        factor = self._factors.get(name)
         dtype: torch.dtype = getattr(torch, self._types[name])
-        base, tensors = self._read(name)
-        inputs = Inputs(
+        # What is multiplied afterwards is rounded afterwards.
+        inputs = self._inputs(name, place, dtype if factor is None else torch.float32)
+        result = self._method.merge(inputs)
+        if factor is not None:
+            result = (result.to(torch.float32) + factor.shift) * factor.factor - factor.shift
+        out = result.to(dtype)
+        if not all_finite(out):
+            raise CandidateError("non_finite", self._blame(inputs, place, factor))
+        return out
+
+    def _inputs(self, name: str, place: Place, dtype: torch.dtype) -> Inputs:
+        others, values = place.part.others, self._values[name]
+        base, tensors = self._read(place)
+        return Inputs(
             name=name,
             tensors=tensors,
             base=base,
             per_model=values.per_model,
             shared=values.shared,
-            seeds=tuple(tensor_seed(self._seed, model, name) for model in self._names),
+            seeds=tuple(tensor_seed(self._seed, entry.model, name) for entry in others),
             dtype=dtype,
             buffers=None if self._memo is None else self._memo.buffers,
-            remember=self._remember(name),
-            statistics=tuple(self._known(model, name) for model in self._names) if self._statistics else (),
+            remember=self._remember(place),
+            statistics=tuple(self._known(entry, place) for entry in others) if self._statistics else (),
         )
-        result = self._method.merge(inputs)
-        out = result.to(dtype)
-        if not all_finite(out):
-            raise CandidateError("non_finite", self._blame(inputs))
-        return out
 
-    def _read(self, name: str) -> tuple[Tensor | None, tuple[Tensor, ...]]:
+    def same(self) -> dict[str, str]:
+        """Return the tensors that equal an earlier one by construction, each with the first of its kind."""
+        if not self._method.deterministic:
+            return {}
+        first: dict[Any, str] = {}
+        found: dict[str, str] = {}
+        for name, place in self._layout.places.items():
+            own = (repr(self._values.get(name)), self._types[name], self._factors.get(name))
+            earlier = first.setdefault((tuple(place.sources()), place.part.base, own), name)
+            if earlier != name:
+                found[name] = earlier
+        return found
+
+    def _read(self, place: Place) -> tuple[Tensor | None, tuple[Tensor, ...]]:
         """Return the base's tensor and those of the models, in one place."""
         import torch
 
-        read = [self._models[model].unrounded(name) for model in self._names]
-        read += [] if self._base is None else [self._models[self._base].unrounded(name)]
+        others, base = place.part.others, place.part.base_entry
+        entries = [*others, *([] if base is None else [base])]
+        read = [self._models[entry.model].unrounded(place.source(entry)) for entry in entries]
         # float64 has no fused pass, and merging is done in float32 anyway. What is not fused runs on the CPU.
         if not self._method.stored or any(tensor.dtype == torch.float64 for tensor in read):
             read = [tensor.to("cpu", torch.float32) for tensor in read]
-        count = len(self._names)
-        return (None if self._base is None else read[count]), tuple(read[:count])
+        count = len(others)
+        return (None if base is None else read[count]), tuple(read[:count])
 
-    def _remember(self, tensor: str) -> Callable[[str, int | None, Callable[[], Any]], Any]:
+    def _remember(self, place: Place) -> Callable[[str, int | None, Callable[[], Any]], Any]:
+        others, base = place.part.others, place.part.base_entry
+
         def remember(kind: str, index: int | None, compute: Callable[[], Any]) -> Any:
             if self._memo is None:
                 return compute()
-            some = self._names if index is None else (self._names[index],)
-            names = [*some, *([] if self._base is None else [self._base])]
-            return self._memo.get((kind, tensor), tuple(self._models[name] for name in names), compute)
+            some = others if index is None else (others[index],)
+            entries = [*some, *([] if base is None else [base])]
+            # By the names in the models: of a layer that stands in two places, what is known holds for both.
+            key = (kind, *(place.source(entry) for entry in entries))
+            return self._memo.get(key, tuple(self._models[entry.model] for entry in entries), compute)
 
         return remember
 
-    def _known(self, model: str, name: str) -> Statistic | None:
-        statistics = self._statistics[model]
-        found = statistics.get(name)
+    def _known(self, entry: Entry, place: Place) -> Statistic | None:
+        statistics = self._statistics[entry.model]
+        found = statistics.get(place.source(entry))
         return None if found is None else Statistic(found[0], statistics.mean, found[1])
 
     def _copied(self, name: str) -> Tensor:
         import torch
 
-        (first, reference), *others = [(model, found.tensor(name)) for model, found in self._models.items()]
+        (first, reference), *others = [
+            (model, self._models[model].tensor(source))
+            for model, source in self._layout.places[name].sources()
+        ]
         for model, tensor in others:
             if not torch.equal(tensor, reference):
                 message = (
@@ -153,20 +183,40 @@ class Plan:
                 raise CandidateError("build", message)
         return reference
 
-    def _blame(self, inputs: Inputs) -> str:
-        read = dict(zip(self._names, inputs.tensors, strict=True))
-        if inputs.base is not None and self._base is not None:
-            read[self._base] = inputs.base
+    def _blame(self, inputs: Inputs, place: Place, factor: Factor | None) -> str:
         import torch
 
         from evolve.tensors.fused import all_finite
 
+        part = place.part
+        read = dict(zip((entry.model for entry in part.others), inputs.tensors, strict=True))
+        if inputs.base is not None and part.base is not None:
+            read[part.base] = inputs.base
         for model, tensor in read.items():
             if not all_finite(tensor):
                 return f"{inputs.name}: model {model!r} has NaN or infinite weights"
         if all_finite(self._method.merge(replace(inputs, dtype=torch.float32))):
             return f"{inputs.name}: a value is too large for {self._types[inputs.name]}; set dtype: bfloat16"
         return f"{inputs.name}: the merge gives NaN or infinity; the weights are too large"
+
+
+def repeated(block: MergeBlock, layout: Layout) -> dict[str, str]:
+    """Return what :meth:`Plan.same` returns, as far as it holds for all values that ranges may take."""
+    given = [scope.parameters for part in layout.parts for scope in part.scopes]
+    given += [entry.parameters for part in layout.parts for entry in part.entries]
+    if block.merge_method != "passthrough" or any(given):
+        return {}
+    scaled = any(part.scale != 1 for part in layout.parts)
+    output = OUTPUTS.get(layout.reference.config.get("model_type", "")) if scaled else None
+    first: dict[Any, str] = {}
+    found: dict[str, str] = {}
+    for name, place in layout.places.items():
+        if output is not None and output.has(place):
+            continue
+        earlier = first.setdefault(tuple(place.sources()), name)
+        if earlier != name:
+            found[name] = earlier
+    return found
 
 
 def _value(param: Param, sources: list[Parameter | None], tensor: str, t: float) -> float:

@@ -93,14 +93,14 @@ def gathered(block: MergeBlock, models: Mapping[str, Model]) -> dict[str, Statis
         settings.path, settings.content, settings.max_tokens, settings.sequence_length, settings.seed
     )
     found = {}
-    for entry in block.others:
-        model = models[entry.model]
+    for name in block.measured:
+        model = models[name]
         if not model.content:
-            raise CandidateError("invalid_recipe", f"{entry.model} is no model on disk: it has no statistics")
+            raise CandidateError("invalid_recipe", f"{name} is no model on disk: it has no statistics")
         try:
-            found[entry.model] = statistics_of(model, method.statistics, corpus, labels=settings.labels)
+            found[name] = statistics_of(model, method.statistics, corpus, labels=settings.labels)
         except UserError as error:
-            raise CandidateError("build", f"{entry.model}: {error}") from error
+            raise CandidateError("build", f"{name}: {error}") from error
         except CandidateError as error:
-            raise CandidateError(error.kind, f"{entry.model}: {error}") from error
+            raise CandidateError(error.kind, f"{name}: {error}") from error
     return found

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from evolve.errors import CandidateError, UserError
-from evolve.score.engines import vllm
+from evolve.score.engines import vllm, vllm_lm
 from evolve.score.engines.choose import vllm_version
 from evolve.weights.reader import open_model
 from tests.score.engines.oracle import (
@@ -105,11 +105,46 @@ def test_shared_prefixes_are_computed_once_with_the_same_values(
     shared = scores(engine.lm)
     assert scores(engine.lm) == shared, "the second call reads no more of the cache than the first"
     assert sum(count > 0 for count in cached) >= 4
-    assert len(cached) > 2 * len(PAIRS), "a request of which the cache took the continuation runs again"
+    different = len(set(PAIRS))
+    assert len(cached) > 2 * different, "a request of which the cache took the continuation runs again"
     monkeypatch.setattr(engine.lm, "_shares_prefixes", False)
     cached.clear()
     agree(scores(engine.lm), shared, 1e-5)
-    assert cached == [0] * len(PAIRS)
+    assert cached == [0] * different
+
+
+def test_one_prompt_serves_all_continuations_of_one_token(
+    engine: vllm.VllmEngine, first: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine.load(first)
+    letters = [*"abcdefghijklmnopqrstuvwxyzABCDEFG"]  # more than vLLM gives at once
+    ask = instances("loglikelihood", [("the hen:", letter) for letter in letters])
+    asked: list[Any] = []
+    run = engine.lm._run
+    monkeypatch.setattr(engine.lm, "_run", lambda prompts, more: asked.extend(prompts) or run(prompts, more))
+    found = engine.lm.loglikelihood(ask)
+    assert len(asked) == 2
+    assert sum(greedy for _, greedy in found) <= 1
+    monkeypatch.setattr(vllm_lm, "_TOGETHER", 1)
+    engine.lm._kept = None
+    agree([engine.lm.loglikelihood([one])[0] for one in ask], found, 1e-5)
+    wanted = Oracle(first)
+    ids = [wanted._ids("the hen:" + letter) for letter in letters]
+    agree(found, [wanted._score(whole[:-1], whole) for whole in ids])
+
+
+def test_the_head_sees_only_what_is_asked_for(
+    engine: vllm.VllmEngine, first: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine.load(first)
+    network = engine.lm.model.apply_model(lambda model: model)[0]
+    rows: list[int] = []
+    head = network.compute_logits
+    monkeypatch.setattr(network, "compute_logits", lambda hidden: rows.append(len(hidden)) or head(hidden))
+    scores(engine.lm)
+    count = len(engine.lm.tok_encode("".join(context + more for context, more in set(PAIRS))))
+    asked = len(engine.lm.tok_encode("".join(more for _, more in set(PAIRS))))
+    assert 0 < sum(rows) < asked + 4 * len(PAIRS) < count / 2
 
 
 @pytest.mark.parametrize("after", [0, 4, 11])

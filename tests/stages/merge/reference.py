@@ -50,8 +50,8 @@ def task_arithmetic(
 
 def trim(delta: Vector, density: float, rescale: bool = False) -> Vector:
     count = max(1, int(density * len(delta))) if density > 0 else 0
-    order = sorted(range(len(delta)), key=lambda i: (-abs(delta[i]), i))[:count]
-    result = [d if i in set(order) else 0.0 for i, d in enumerate(delta)]
+    kept = set(sorted(range(len(delta)), key=lambda i: (-abs(delta[i]), i))[:count])
+    result = [d if i in kept else 0.0 for i, d in enumerate(delta)]
     after = math.fsum(map(abs, result))
     scale = math.fsum(map(abs, delta)) / after if rescale and after else 1.0
     return [scale * d for d in result]

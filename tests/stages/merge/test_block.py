@@ -291,8 +291,6 @@ def test_a_model_listed_twice() -> None:
 @pytest.mark.parametrize(
     ("key", "value", "text"),
     [
-        ("slices", [{"sources": []}], "not supported yet"),
-        ("modules", {"text": {}}, "not supported yet"),
         ("dtype", "int64", "float32"),
         ("out_dtype", "float64", "float32"),
         ("models", [], "at least 1"),
@@ -313,9 +311,8 @@ def test_a_dumped_block_loads_again_and_shows_no_refused_keys() -> None:
         "ties", {"a": {"weight": [{"filter": "mlp", "value": RANGE}, {"value": 1}]}}, base_model="b"
     )
     dumped = first.model_dump()
-    assert not {"slices", "modules"} & dumped.keys()
+    assert "stack" not in dumped
     assert MergeBlock.model_validate(dumped) == first
-    assert not {"slices", "modules"} & MergeBlock.model_json_schema()["properties"].keys()
 
 
 def test_choose_takes_the_models_own_value_first_then_the_common_then_the_default() -> None:

@@ -12,7 +12,7 @@ import torch
 from evolve.stages.merge import MergeStage
 from evolve.tensors import magnitude
 from tests.stages.merge import reference_more as more
-from tests.stages.merge.memory import block, random_model
+from tests.stages.merge.memory import block, memory_model, random_model
 from tests.stages.merge.test_methods import call
 from tests.stages.merge.test_more_methods import exact, tensors
 from tests.stages.merge.test_more_properties import kept
@@ -203,3 +203,19 @@ def test_ram_averages_what_is_shared_and_keeps_what_is_not() -> None:
     # Each has one shared and one unique entry: rho = 1, above alpha.
     plus = call("ramplus_tl", models, [0.0] * 4, r=0.5, alpha=0.2)
     torch.testing.assert_close(plus, torch.tensor([2.0, 4.4, 2.2, 0.0]))
+
+
+def test_each_expert_is_trimmed_for_itself() -> None:
+    """As a dense layer is. In mergekit a layer's experts are one tensor, and the one that moved far stays."""
+    names = [f"model.layers.0.mlp.experts.{number}.down_proj.weight" for number in range(4)]
+    generator = torch.Generator().manual_seed(0)
+    base = {name: torch.randn(6, 5, generator=generator) for name in names}
+    moved = {
+        name: tensor + (1.0 if name == names[0] else 0.01) * torch.randn(6, 5, generator=generator)
+        for name, tensor in base.items()
+    }
+    models = {key: memory_model(tensors) for key, tensors in (("base", base), ("moved", moved))}
+    merged = MergeStage.run(
+        block("ties", {"moved": {"weight": 1.0, "density": 0.5}}, base_model="base"), models, seed=0
+    )
+    assert [int((merged.tensor(name) != base[name]).sum()) for name in names] == [15] * 4
