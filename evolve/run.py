@@ -20,8 +20,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from contextlib import AbstractContextManager
 
-    from pydantic import BaseModel
-
     from evolve.config.load import Loaded
     from evolve.config.schema import ScoreConfig
     from evolve.engine.base import EvaluatorSpec, Loop, Pool
@@ -214,6 +212,7 @@ def _open_folder(
 ) -> tuple[RunDir, bool]:
     """Return the run's folder, made where it is new, and whether the config is an allowed change."""
     from evolve.config.dump import resolved_yaml
+    from evolve.config.older import completed
     from evolve.store.changes import difference
     from evolve.store.rundir import RunDir
 
@@ -224,7 +223,7 @@ def _open_folder(
         text = resolved_yaml(loaded)
         return RunDir.create(path, name=name, config_text=text, identity=identity, parents=parents), False
     folder = RunDir.open(path)
-    changes = difference(_completed(folder.identity()), identity)
+    changes = difference(completed(folder.identity()), identity)
     if changes and not allow_config_change:
         raise RunError(
             f"{path}: the config differs from the one that this run was started with:\n  "
@@ -240,25 +239,6 @@ def _identity(loaded: Loaded, parents: Mapping[str, Parent]) -> dict[str, Any]:
     document["models"] = {name: parent.content for name, parent in parents.items()}
     document["pipeline"] = without_paths(document["pipeline"])
     return document
-
-
-def _completed(identity: dict[str, Any]) -> dict[str, Any]:
-    """Return the identity of a run with the keys that the schema has got since then, at their defaults."""
-    from evolve.config.schema import EngineConfig, ScoreConfig, SearchConfig
-
-    blocks: dict[str, type[BaseModel]] = {
-        "score": ScoreConfig,
-        "search": SearchConfig,
-        "engine": EngineConfig,
-    }
-    known = {key: schema for key, schema in blocks.items() if isinstance(identity.get(key), dict)}
-    try:
-        filled = {
-            key: schema.model_validate(identity[key]).model_dump(mode="json") for key, schema in known.items()
-        }
-    except ValueError:  # a key that the schema has no more; the difference shows it
-        return identity
-    return {**identity, **filled}
 
 
 def study_name(prepared: Prepared) -> str:

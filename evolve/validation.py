@@ -10,7 +10,7 @@ import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from evolve import contamination
 from evolve.errors import ConfigError, ModelError, Problem
@@ -107,15 +107,14 @@ def check(loaded: Loaded, *, runs: Path = Path("runs")) -> Checked:
     if not problems:
         problems += stage_problems(loaded, models)
     score = loaded.config.score
-    tasks: list[LoadedTask] = []
-    items: dict[str, tuple[int, int]] = {}
+    scored = _Scored([], {}, [])
     if score is not None:
-        tasks, items, found = _tasks(loaded, score)
-        problems += found
+        scored = _tasks(loaded, score)
+        problems += scored.problems
     if problems:
         raise ConfigError(problems)
-    facts = _facts(loaded, models, items, runs)
-    shared = contamination.check(loaded, tasks)
+    facts = _facts(loaded, models, scored.items, runs)
+    shared = contamination.check(loaded, scored.tasks)
     problems = [*_resources(loaded, facts, runs), *shared.problems]
     if problems:
         raise ConfigError(problems)
@@ -156,10 +155,15 @@ def stage_problems(loaded: Loaded, models: Mapping[str, Model]) -> list[Problem]
     return [loaded.problem(path, message) for path, message in check_stages(loaded.stages, models)]
 
 
-def _tasks(
-    loaded: Loaded, score: ScoreConfig
-) -> tuple[list[LoadedTask], dict[str, tuple[int, int]], list[Problem]]:
-    """Return the tasks, the number of items of everything that has a score, and what is wrong."""
+class _Scored(NamedTuple):
+    """Tasks, the items of each task and scorer on both splits, and what is wrong with them."""
+
+    tasks: list[LoadedTask]
+    items: dict[str, tuple[int, int]]
+    problems: list[Problem]
+
+
+def _tasks(loaded: Loaded, score: ScoreConfig) -> _Scored:
     from evolve.score.scorers.base import make_scorers
     from evolve.score.tasks import load_tasks
 
@@ -167,7 +171,8 @@ def _tasks(
     scorers, wrong = make_scorers(score)
     items = {task.config.task: (len(task.sets["search"]), len(task.sets["holdout"])) for task in tasks}
     items |= {name: (one.sizes["search"], one.sizes["holdout"]) for name, one in scorers.items()}
-    return tasks, items, [loaded.problem(("score", *path), message) for path, message in [*found, *wrong]]
+    problems = [loaded.problem(("score", *path), message) for path, message in [*found, *wrong]]
+    return _Scored(tasks, items, problems)
 
 
 def _facts(

@@ -100,9 +100,9 @@ class ScoreConfig(Block):
     backend: Annotated[str, _known("backend", lambda: ("auto", *ENGINES.names()))] = "auto"
     """Engine: ``vllm``, ``hf``, or ``auto`` (vllm where it can be imported, else hf)."""
     tasks: list[TaskConfig] = Field(default_factory=list)
-    """The tasks that the objective is made of."""
+    """The tasks that the objective is made of, together with the scorers."""
     scorers: list[dict[str, Any]] = Field(default_factory=list)
-    """Further scorers, each ``{kind: block}``, such as ``bits_per_byte``; parts of the objective, too."""
+    """Further scorers, each ``{kind: block}``, such as ``bits_per_byte`` or ``size``."""
     objective: Literal["weighted", "normalised", "worst"] = "weighted"
     """``weighted``: the weighted mean of the metrics. ``normalised``: the weighted mean of the tasks on a
     scale where the worst parent is 0 and the best parent is 1. ``worst``: the lowest task on that scale."""

@@ -188,7 +188,7 @@ def measured(parents: Mapping[str, Parent]) -> tuple[Callable[[Recipe], Size | N
             return None
         try:
             return size_of(outline(recipe, models))
-        except (EvolveError, KeyError):
+        except (EvolveError, LookupError):
             return None
 
     first = models.get(next(iter(parents), ""))

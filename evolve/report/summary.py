@@ -191,9 +191,9 @@ def _profiles(material: Material, winner: Trial | None) -> tuple[Profile, ...]:
 def _random_methods(winner: Trial | None) -> tuple[str, ...]:
     """Return the merge methods of the winner that draw at random."""
     blocks = [entry.get("merge") for entry in winner.recipe.pipeline] if winner and winner.recipe else []
-    names = [block["merge_method"] for block in blocks if isinstance(block, dict)]
+    names = [block.get("merge_method", "") for block in blocks if isinstance(block, dict)]
     known = [name for name in dict.fromkeys(names) if name in MERGE_METHODS]
-    return tuple(name for name in known if MERGE_METHODS.load(name).random)
+    return tuple(name for name in known if not MERGE_METHODS.load(name).deterministic)
 
 
 def _ranked(trials: Iterable[Trial]) -> list[Trial]:

@@ -73,13 +73,20 @@ def choose(
 
 
 def can_choose(candidates: Sequence[Tasks]) -> bool:
-    """Whether there is more than one candidate, and every task has items for two halves."""
-    return len(candidates) > 1 and all(len(task.items) > 3 for tasks in candidates for task in tasks.values())
+    """Whether there is more than one candidate, and some task has items for two halves."""
+    return len(candidates) > 1 and any(_parted(task) for task in candidates[0].values())
 
 
 def half(tasks: Tasks, which: int) -> dict[str, TaskScore]:
-    """Return scores on one half of the items: 0 for the choice, 1 for the report."""
-    return {name: halves(task)[which] for name, task in tasks.items()}
+    """Return scores on one half of the items: 0 for the choice, 1 for the report.
+
+    A number of the whole model, such as that of a function, is the same on both.
+    """
+    return {name: halves(task)[which] if _parted(task) else task for name, task in tasks.items()}
+
+
+def _parted(task: TaskScore) -> bool:
+    return len(task.items) > 3
 
 
 def half_parents(parents: Parents | None, which: int) -> dict[str, dict[str, TaskScore]] | None:

@@ -183,16 +183,8 @@ def outline(recipe: Recipe, parents: Mapping[str, Model]) -> Model:
         CandidateError: It cannot be built.
     """
     known = {name: parents[name] for name in recipe.models}
-    output = next(iter(known))
-    for step in _wire(_blocks(recipe.pipeline), known):
-        if step.problems:
-            raise CandidateError("invalid_recipe", "; ".join(": ".join(found) for found in step.problems))
-        start, found = known[_starts_from(step)], None
-        if step.block.enabled is True:
-            found = step.stage.outline(step.block, {name: known[name] for name in step.inputs})
-        output = step.output
-        known[output] = start if found is None else found
-    return known[output]
+    blocks = list(_blocks(recipe.pipeline))
+    return outputs(blocks, known)[-1] if blocks else next(iter(known.values()))
 
 
 def _blocks(pipeline: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, StageBlock]]:

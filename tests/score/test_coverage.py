@@ -9,10 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from evolve.score.choice import half
+from evolve.score.choice import can_choose, choose, half
 from evolve.score.draws import paired_draws
 from evolve.score.intervals import Interval, wilson
 from evolve.score.statistics import compare, interval, kept, unpaired, verdict_of
+from evolve.types import TaskScore
 from tests.scripts.loading import load_script
 
 simulation = load_script("bench/intervals")
@@ -133,10 +134,35 @@ def test_a_model_keeps_all_of_itself(answers: list[bool], chance: float) -> None
         assert found.value == pytest.approx(1) and found.low <= 1 <= found.high
 
 
-@given(st.lists(st.floats(0, 1), min_size=2, max_size=30))
+@given(st.lists(st.floats(0, 1), min_size=4, max_size=30))
 def test_halves_are_disjoint_and_whole(values: list[float]) -> None:
     tasks = {"t0": simulation.score(np.array(values))}
     parts = [half(tasks, which)["t0"].items for which in (0, 1)]
     assert not parts[0].keys() & parts[1].keys()
     assert {**parts[0], **parts[1]} == tasks["t0"].items
     assert abs(len(parts[0]) - len(parts[1])) <= 1
+
+
+def test_a_number_of_the_whole_model_is_the_same_on_both_halves() -> None:
+    """A size has four equal items, a function one: neither keeps the items of tasks from being parted."""
+    rng = np.random.default_rng(4)
+    block = simulation.config(3)
+
+    def model(rate: float, number: float) -> dict:
+        one = TaskScore("f", number, math.nan, True, {"whole": number})
+        return {
+            "t0": simulation.score(rng.random(40) < rate),
+            "t1": simulation.score(np.full(4, 3.0)),
+            "t2": one,
+        }
+
+    candidates = [model(0.4, 1.0), model(0.4, 2.0), model(0.5, 1.0)]
+    assert can_choose(candidates)
+    assert half(candidates[1], 0)["t2"] == half(candidates[1], 1)["t2"] == candidates[1]["t2"]
+    assert half(candidates[1], 0)["t1"].value == 3.0
+    found = choose(candidates, block)
+    assert found.winner == max(range(3), key=lambda place: found.values[place]) == 1
+    assert not can_choose(candidates[:1]) and not can_choose([{"t2": one["t2"]} for one in candidates])
+    parents = {"a": candidates[0], "b": candidates[2]}
+    for kind in ("normalised", "worst"):
+        choose(candidates, simulation.config(3, objective=kind), parents)

@@ -10,6 +10,7 @@ import pytest
 
 from evolve.cli.options import load_run_config
 from evolve.config.load import load
+from evolve.config.older import completed
 from evolve.errors import ConfigError, Interrupted
 from evolve.report.collect import collect
 from evolve.report.summary import summarise
@@ -139,16 +140,14 @@ def test_an_unknown_model_to_keep_is_an_error_at_its_place(tmp_path):
 
 def test_a_run_from_before_these_keys_goes_on(tmp_path):
     """Its identity lacks them; at their defaults nothing has changed."""
-    from evolve.run import _completed
-
     new = load(make_search(tmp_path)).config.model_dump(mode="json", exclude={"name", "models"})
     old = json.loads(json.dumps(new))
     for key in ("objective", "retention", "shared_text"):
         del old["score"][key]
     del old["score"]["holdout"]["top"]
-    assert _completed(old) == new
+    assert completed(old) == new
     old["score"]["gone"] = 1
-    assert _completed(old) == old
+    assert completed(old) == old
 
 
 def test_records_say_the_value_that_was_told(config, tmp_path):

@@ -123,8 +123,6 @@ class MergeMethod(ABC):
     """Whether ``seeds`` and ``name`` have no effect: then a layer that is stacked twice is computed once."""
     statistics: ClassVar[Literal["fisher", "gram"] | None] = None
     """What the method needs to know of each model, gathered on the text that the config names."""
-    random: ClassVar[bool] = False
-    """Whether the result depends on the seed."""
     mergekit: ClassVar[bool] = True
     """Whether mergekit 0.1.5 has the method."""
 

@@ -33,7 +33,6 @@ class DareLinear(MergeMethod):
     base = "required"
     models = (1, None)
     per_model = (WEIGHT, DENSITY)
-    random = True
     shared = (normalize(False), rescale(True, "Divide what stays by the density."), LAMBDA)
     stored = True
     deterministic = False

@@ -48,7 +48,6 @@ class Della(MergeMethod):
     base = "required"
     models = (1, None)
     per_model = _PER_MODEL
-    random = True
     shared = (normalize(True), _RESCALE, LAMBDA)
     stored = True
     deterministic = False
