@@ -19,7 +19,9 @@ def teacher_buckets(log_p: Tensor, vocabulary: int) -> Tensor:
 
     Args:
         log_p: (..., k); -inf where a row has fewer than k tokens.
-        vocabulary: Number of tokens there are. With all of them given there is no rest, and no bucket for it.
+        vocabulary: Number of tokens there are. With all of them given there is no rest, and no bucket for
+            it. Otherwise the rest is at least what the type of ``log_p`` can tell from nothing: 1.2e-7 in
+            float32.
 
     Returns:
         (..., k + 1), or (..., k) without a rest; float32, or float64 for float64.
@@ -27,10 +29,9 @@ def teacher_buckets(log_p: Tensor, vocabulary: int) -> Tensor:
     values = wide(log_p).clamp(min=LOWEST)
     if values.shape[-1] >= vocabulary:
         return values
-    mass = values.exp().sum(-1, keepdim=True)
-    # The sum of k rounded numbers may come out as 1 and a little more.
-    rest = torch.log1p(-mass.clamp(max=1)).clamp(min=LOWEST)
-    return torch.cat([values, rest], dim=-1)
+    # A rest that rounding has swallowed is not nothing: a reverse KL would make 100,000 nats of that.
+    rest = (1 - values.exp().sum(-1, keepdim=True)).clamp(min=torch.finfo(log_p.dtype).eps)
+    return torch.cat([values, rest.log()], dim=-1)
 
 
 def student_buckets(log_q: Tensor, tokens: Tensor, given: Tensor) -> Tensor:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 Measure: TypeAlias = "Callable[[Tensor, Tensor], Tensor]"
 """(logits of some rows, (n, V); the rows' places, (n,)) to one sum over these rows a term, (terms,)."""
 
-CHUNK_BYTES = 32 << 20
+CHUNK_BYTES = 16 << 20
 """Bytes of one float32 copy of a chunk's logits, where the caller says nothing else."""
 
 

@@ -38,7 +38,9 @@ def log_probabilities(logits: Tensor, temperature: float = 1.0) -> Tensor:
     values = wide(logits)
     if temperature != 1.0:
         values = values / temperature
-    return torch.log_softmax(values, dim=-1).clamp(min=LOWEST)
+    found = torch.log_softmax(values, dim=-1)
+    # In its own memory where autograd does not need the unclamped values.
+    return found.clamp(min=LOWEST) if found.requires_grad else found.clamp_(min=LOWEST)
 
 
 def log_mixture(log_a: Tensor, log_b: Tensor, share: float) -> Tensor:

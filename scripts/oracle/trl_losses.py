@@ -3,8 +3,8 @@
     .venv-trl/bin/python scripts/oracle/trl_losses.py JOBS.json
 
 Each job is ``{"tensors": IN.safetensors, "beta", "temperature", "num_items", "out": OUT.safetensors}``. With
-``student_logits`` and ``teacher_logits`` (batch, length, V) and ``labels``, aligned as TRL wants them (shifted
-already), it is GKDTrainer.generalized_jsd_loss; with ``student_hidden`` (n, width), ``student_weight`` and the
+``student_logits`` and ``teacher_logits`` (batch, length, V) and ``labels``, shifted already as TRL wants
+them, it is GKDTrainer.generalized_jsd_loss; with ``student_hidden`` (n, width), ``student_weight`` and the
 same of the teacher, the stable trainer's ChunkedDivergenceFunction, summed. The result has ``loss``, and
 ``grad.NAME`` for each of the student's tensors.
 """

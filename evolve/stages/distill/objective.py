@@ -67,7 +67,7 @@ def distillation_loss(
         vocabulary: Number of real tokens: ``max(len(tokenizer), largest id + 1)``. What is behind is padding,
             cut off both models before the softmax. None: neither model is padded.
         projections: For pairs of layers of different widths, (teacher's width, student's width).
-        chunk: Tokens whose logits are worked on at a time; None: 32 MiB of them. Only time and memory
+        chunk: Tokens whose logits are worked on at a time; None: 16 MiB of them. Only time and memory
             depend on it.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Every loss over the vocabulary against a derivation by hand: value, gradient, masks, denominators, limits."""
+"""Every loss over the vocabulary against a derivation by hand; masks, denominators, limits."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def test_equal_distributions_cost_nothing(name: str, temperature: float) -> None
     ],
 )
 def test_two_tokens(name: str, expected: float) -> None:
-    """p = (3/4, 1/4), q = (1/4, 3/4), the label is the first."""
+    """The teacher says 3/4 and 1/4, the student 1/4 and 3/4, the label is the first."""
     logits = torch.tensor([[math.log(3), 0.0]], dtype=torch.float64)
     batch = Batch(
         torch.stack([logits.flip(1), logits], 1), torch.stack([logits, logits], 1), torch.tensor([[1, 0]]), 2
