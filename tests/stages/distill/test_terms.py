@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -104,3 +105,14 @@ def test_mistakes_are_named_with_the_mend(entries: list[dict[str, Any]], path: s
 def test_all_mistakes_at_once() -> None:
     found = check_terms([{**KL, "weight": -1, "x": 1}, {"function": "nothing"}])
     assert sorted(path for path, _ in found) == ["0.weight", "0.x", "1.function"]
+
+
+def test_the_documentation_lists_every_loss_with_its_factor() -> None:
+    text = (Path(__file__).parents[3] / "docs" / "distillation.md").read_text(encoding="utf-8")
+    rows = {line.split("`")[1]: line for line in text.splitlines() if line.startswith("| `")}
+    assert tuple(rows) == LOSSES.names()
+    for name, row in rows.items():
+        power = LOSSES.load(name).power
+        assert ("| T² |" in row, "| T |" in row) == (power == 2, power == 1)
+        for param in LOSSES.load(name).params:
+            assert f"`{param.name}` {param.default:g}".replace(" 0.", " .") in row
