@@ -6,7 +6,8 @@
 With the shapes of SmolLM2-135M (49,152 entries, width 576), float32, one thread. Every way begins with both
 models' last hidden states and heads and ends with the gradient of the student's; each runs in a process of
 its own. Memory is what is resident above the inputs at the peak, in MiB; the limit is the gradient itself.
-Ours is from the heads unless a row says otherwise. That all ways give the same loss is checked.
+Times are CPU seconds, which do not count the waiting on a busy machine. Ours is from the heads unless a row
+says otherwise. That all ways give the same loss is checked.
 """
 
 from __future__ import annotations
@@ -67,7 +68,7 @@ def measure(options: argparse.Namespace, function: str, tokens: int) -> tuple[li
     ]
     rows.append(Row(f"{name}, MiB, from all logits; peer: {PEERS['naive']}", mib["logits"], mib["naive"]))
     rows += [
-        Row(f"{name}, seconds; peer: {PEERS[way]}", seconds["heads"], seconds[way])
+        Row(f"{name}, CPU seconds; peer: {PEERS[way]}", seconds["heads"], seconds[way])
         for way in ways
         if way in PEERS
     ]

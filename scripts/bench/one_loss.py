@@ -1,9 +1,9 @@
-"""One loss and its gradient in a process of its own: seconds and peak memory. Run by losses.py.
+"""One loss and its gradient in a process of its own: CPU seconds and peak memory. Run by losses.py.
 
     python scripts/bench/one_loss.py '{"way", "function", "tokens", "vocabulary", "width", "repeats"}'
 
 Runs in our environment (ways ``heads``, ``logits``, ``naive``) or TRL's (``trl-gkd``, ``trl-chunked``), and
-prints JSON: ``peak``, the bytes of resident memory above the inputs while the first call ran; ``seconds`` of
+prints JSON: ``peak``, the bytes of resident memory above the inputs while the first call ran; CPU ``seconds`` of
 each call; ``loss``. Every way begins with hidden states and ends with the gradient of them and of the head.
 """
 
@@ -140,9 +140,9 @@ def main() -> None:
     before, loss, seconds = status("VmRSS"), 0.0, []
     peak = 0
     for turn in range(job["repeats"]):
-        began = time.perf_counter()
+        began = time.process_time()
         loss = call(way, function, given)
-        seconds.append(time.perf_counter() - began)
+        seconds.append(time.process_time() - began)
         if turn == 0:
             peak = status("VmHWM") - before
     print(json.dumps({"peak": peak, "seconds": seconds, "loss": loss}))

@@ -104,6 +104,20 @@ def test_gradients_flow_on_through_hidden_states_and_tied_embeddings() -> None:
     torch.testing.assert_close(found, expected)
 
 
+@pytest.mark.parametrize("factor", [1.0, -2.5, 0.0])
+def test_the_gradient_is_scaled_by_what_follows(factor: float) -> None:
+    size = (2, 5)
+    student, teacher = (make_head(seed, size, 9) for seed in (1, 2))
+    logits = (plain_logits(student).detach().requires_grad_(),)
+    labels = make_batch(0, size, 9).labels
+    for tensors, source in ((student.tensors, student), (logits, Logits(*logits))):
+        plain = gradients(tensors, loss(source, teacher, labels).total)
+        found = gradients(tensors, factor * loss(source, teacher, labels).total + 1)
+        for ours, one in zip(found, plain, strict=True):
+            assert one is not None
+            torch.testing.assert_close(ours, factor * one)
+
+
 def test_sixteen_bits_are_widened_before_the_product() -> None:
     size, vocabulary = (2, 9), 10_000  # more than one block of the matrix
     student, teacher = (make_head(seed, size, vocabulary, bias=False) for seed in (1, 2))
@@ -124,10 +138,17 @@ def test_autocast_does_not_reach_the_loss() -> None:
     size = (2, 6)
     student, teacher = make_head(1, size, 30), make_head(2, size, 30)
     labels = make_batch(0, size, 30).labels
-    expected = loss(student, teacher, labels)
+    matrix = {(1, 1): torch.randn(7, 5, generator=torch.Generator().manual_seed(0))}
+    wider = torch.randn(*size, 7, generator=torch.Generator().manual_seed(1))
+
+    def found() -> Tensor:
+        sides = Signals(student, [student.hidden] * 2), Signals(teacher, [wider] * 2)
+        terms = make_terms([*FAMILIES, {"function": "hs_mse"}])
+        return distillation_loss(terms, *sides, labels, num_items=3, projections=matrix).terms
+
+    expected = found()
     with torch.autocast("cpu", torch.bfloat16):
-        found = loss(student, teacher, labels)
-    assert torch.equal(found.terms, expected.terms)
+        assert torch.equal(found(), expected)
 
 
 class Largest(TorchDispatchMode):
