@@ -3,8 +3,8 @@
     python scripts/bench/one_loss.py '{"way", "function", "tokens", "vocabulary", "width", "repeats"}'
 
 Runs in our environment (ways ``heads``, ``logits``, ``naive``) or TRL's (``trl-gkd``, ``trl-chunked``), and
-prints JSON: ``peak``, the bytes of resident memory above the inputs while the first call ran; CPU ``seconds`` of
-each call; ``loss``. Every way begins with hidden states and ends with the gradient of them and of the head.
+prints JSON: ``peak``, the bytes of resident memory above the inputs in the first call; the CPU ``seconds``
+of each call; ``loss``. Every way begins with hidden states and ends with their gradient and the head's.
 """
 
 from __future__ import annotations

@@ -131,13 +131,15 @@ class _Scores:
         self._labels = labels.flatten()
         self._where = where
         self._terms = terms
+        # Cross-entropy at T = 1 needs no teacher at T = 1.
+        self._compared = {term.temperature for term in terms if term.loss.teacher}
         self._vocabulary = _vocabulary(self._student, theirs, vocabulary)
         self._check_tokens()
 
     def _check_tokens(self) -> None:
         if len(self._where.rows) == 0:
             return
-        largest = int(self._where.labels.max())
+        smallest, largest = (int(found) for found in self._where.labels.aminmax())
         if isinstance(self._teacher, TopK):
             given = self._where.of(self._teacher.log_p) > -math.inf
             largest = max(largest, int((self._where.of(self._teacher.tokens) * given).max()))
@@ -147,8 +149,9 @@ class _Scores:
                         f"{term.loss.name}: the teacher's k best tokens were taken at temperature "
                         f"{self._teacher.temperature:g} and cannot be used at {term.temperature:g}"
                     )
-        if largest >= self._vocabulary:
-            raise ValueError(f"token {largest} is outside the vocabulary of {self._vocabulary}")
+        for token in (smallest, largest):
+            if not 0 <= token < self._vocabulary:
+                raise ValueError(f"token {token} is outside the vocabulary of {self._vocabulary}")
 
     def sums(self, shares: Sequence[float], items: Tensor, chunk: int | None) -> tuple[Tensor, Tensor]:
         """Return the weighted total, and each term by itself; both divided by the items."""
@@ -191,10 +194,11 @@ class _Scores:
 
     def _tokens(self, log_q: Tensor, theirs: Tensor | None, rows: Tensor, temperature: float) -> Tokens:
         labels = self._labels[rows + 1]
+        if temperature not in self._compared:
+            return Tokens(log_q, labels)
         if theirs is not None:
             return Tokens(log_q, labels, log_q, log_probabilities(theirs, temperature).to(log_q.dtype))
-        if not isinstance(self._teacher, TopK):
-            return Tokens(log_q, labels)
+        assert isinstance(self._teacher, TopK)
         tokens, log_p = (
             part.detach().flatten(0, 1)[rows] for part in (self._teacher.tokens, self._teacher.log_p)
         )

@@ -275,6 +275,8 @@ def test_signals_that_do_not_fit_are_refused() -> None:
         loss(Signals(), teacher, labels, vocabulary=11)
     with pytest.raises(ValueError, match="is outside the vocabulary of 3"):
         loss(student, teacher, labels, vocabulary=3)
+    with pytest.raises(ValueError, match="token -1 is outside the vocabulary of 11"):
+        loss(student, teacher, torch.where(labels == -100, -1, labels), vocabulary=11)
 
 
 def test_the_teacher_gets_no_gradient_and_evaluation_computes_none() -> None:
