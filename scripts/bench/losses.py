@@ -75,6 +75,14 @@ def measure(options: argparse.Namespace, function: str, tokens: int) -> tuple[li
     return rows, {name: found}
 
 
+def _trl_version(folder: Path | None) -> str | None:
+    if folder is None:
+        return None
+    code = "from importlib.metadata import version; print(version('trl'))"
+    command = [str(folder / "bin/python"), "-c", code]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -96,7 +104,12 @@ def main() -> None:
             rows += more
             runs |= measured
             print(table(more), flush=True)
-    document = {"vocabulary": options.vocabulary, "width": options.width, "runs": runs}
+    document = {
+        "vocabulary": options.vocabulary,
+        "width": options.width,
+        "trl": _trl_version(options.trl),
+        "runs": runs,
+    }
     write(options.json, document, rows)
 
 
