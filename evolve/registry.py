@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from evolve.score.scorers.base import ModelScorer
     from evolve.search.base import SamplerFactory
     from evolve.stages.base import Stage
+    from evolve.stages.distill.losses.base import Loss
     from evolve.stages.merge.base import MergeMethod
 
 T = TypeVar("T")
@@ -107,6 +108,23 @@ MERGE_METHODS: Registry[type[MergeMethod]] = Registry(
         "tsv": "evolve.stages.merge.tsv:Tsv",
         "fisher": "evolve.stages.merge.fisher:Fisher",
         "regmean": "evolve.stages.merge.regmean:RegMean",
+    },
+)
+
+LOSSES: Registry[type[Loss]] = Registry(
+    "loss",
+    {
+        "cross_entropy": "evolve.stages.distill.losses.cross_entropy:CrossEntropy",
+        "kl": "evolve.stages.distill.losses.kl:ForwardKl",
+        "reverse_kl": "evolve.stages.distill.losses.reverse_kl:ReverseKl",
+        "jsd": "evolve.stages.distill.losses.jsd:GeneralizedJsd",
+        "skew_kl": "evolve.stages.distill.losses.skew_kl:SkewKl",
+        "skew_reverse_kl": "evolve.stages.distill.losses.skew_reverse_kl:SkewReverseKl",
+        "tvd": "evolve.stages.distill.losses.tvd:TotalVariation",
+        "hs_cosine": "evolve.stages.distill.losses.hs_cosine:HiddenCosine",
+        "hs_mse": "evolve.stages.distill.losses.hs_mse:HiddenMse",
+        "attention_kl": "evolve.stages.distill.losses.attention_kl:AttentionKl",
+        "attention_mse": "evolve.stages.distill.losses.attention_mse:AttentionMse",
     },
 )
 

@@ -10,6 +10,8 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
+from evolve.stages.param import Param
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
@@ -19,27 +21,7 @@ if TYPE_CHECKING:
     from evolve.tensors.fused import Buffers
 
 
-@dataclass(frozen=True)
-class Param:
-    """A parameter of a merge method.
-
-    Attributes:
-        name: mergekit's name.
-        default: Used where the config says nothing; None: the user must give it.
-        low: Smallest value that has a meaning, or None for no bound.
-        high: Largest value that has a meaning, or None for no bound.
-        kind: ``float`` may be a range; ``bool`` and ``int`` may be choices.
-        suggest: The range that a search usually wants.
-        doc: One line.
-    """
-
-    name: str
-    default: float | bool | None
-    low: float | None = None
-    high: float | None = None
-    kind: Literal["float", "int", "bool"] = "float"
-    suggest: tuple[float, float] | None = None
-    doc: str = ""
+__all__ = ["Inputs", "MergeMethod", "Param", "Statistic"]
 
 
 def _not_kept(_kind: str, _index: int | None, compute: Callable[[], Any]) -> Any:

@@ -1,0 +1,1 @@
+"""Knowledge distillation. So far its losses; the stage that trains with them is not there yet."""

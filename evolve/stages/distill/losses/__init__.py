@@ -1,0 +1,1 @@
+"""The losses of distillation, one file each; :data:`evolve.registry.LOSSES` lists them."""
