@@ -195,3 +195,15 @@ def test_parameters_over_the_layers():
 
 def test_the_winner_of_a_random_method_comes_with_a_warning(material):
     assert any("one draw" in line and "3 seeds" in line for line in printed(summarise(material, "x")))
+
+
+def test_shared_text_is_in_the_report(material):
+    from evolve.report.html import page
+
+    found = {"task": "tiny_choice", "split": "holdout", "corpus": "data/<a>.txt", "items": 20, "shared": 3}
+    state = {**material.state, "overlaps": [{**found, "short": 0, "keys": ["k"]}]}
+    summary = summarise(replace(material, state=state), "x")
+    line = "3 of 20 holdout items of tiny_choice share text with data/<a>.txt"
+    assert any(line in text for text in printed(summary))
+    assert line.replace("<", "&lt;").replace(">", "&gt;") in page(summary)
+    assert to_json(summary)["overlaps"][0]["shared"] == 3

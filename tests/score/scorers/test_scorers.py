@@ -10,11 +10,12 @@ from safetensors.torch import load_file
 
 from evolve.errors import CandidateError
 from evolve.registry import SCORERS
+from evolve.score.choice import halves
 from evolve.score.objective import objective
 from evolve.score.scorer import Scorer
 from evolve.score.scorers.base import ScorerProblem, exact, located_scorers
 from evolve.score.scorers.python import load_function
-from evolve.score.statistics import compare, halves, interval
+from evolve.score.statistics import compare, interval
 from tests.score.scorers.held import config, score
 
 if TYPE_CHECKING:
