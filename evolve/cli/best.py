@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -13,6 +14,8 @@ from evolve.cli.reading import read_run, summary_of
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from evolve.report.summary import Summary
+
 
 @click.command()
 @run_argument
@@ -22,14 +25,15 @@ if TYPE_CHECKING:
 def best(run: str, count: int, runs: Path, style: str) -> None:
     """List the best candidates of RUN beside the baselines.
 
-    The baselines are the parents and the plain average. Equal recipes are listed once.
+    The winner first, then by the search score. The baselines are the parents and the plain average. Equal
+    recipes are listed once.
     The best few have holdout scores, on the half of the items that did not choose the winner.
     """
     from evolve.report import text
     from evolve.report.data import to_json
 
     folder, material = read_run(run, runs)
-    summary = summary_of(folder, material, top=count)
+    summary = _winner_first(summary_of(folder, material, top=count), count)
     report = to_json(summary)
     entries = [*report["top"], *report["parents"], *([report["average"]] if report["average"] else [])]
     if style == "json":
@@ -43,6 +47,16 @@ def best(run: str, count: int, runs: Path, style: str) -> None:
         from rich.text import Text
 
         print_rich(Text(text.footnote(summary), "dim"))
+
+
+def _winner_first(summary: Summary, count: int) -> Summary:
+    """Put the winner in front, which the holdout may have chosen from behind the first ``count``."""
+    best = summary.best
+    if best is None or not summary.top or summary.top[0].recipe == best.recipe:
+        return summary
+    known = {entry.recipe: entry for entry in (*summary.finalists, *summary.top)}
+    others = [entry for entry in summary.top if entry.recipe != best.recipe]
+    return replace(summary, top=(known.get(best.recipe, best), *others)[:count])
 
 
 def _row(entry: dict[str, Any]) -> dict[str, Any]:

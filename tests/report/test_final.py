@@ -207,3 +207,18 @@ def test_shared_text_is_in_the_report(material):
     assert any(line in text for text in printed(summary))
     assert line.replace("<", "&lt;").replace(">", "&gt;") in page(summary)
     assert to_json(summary)["overlaps"][0]["shared"] == 3
+
+
+def test_the_verb_best_lists_the_winner_first(material):
+    from evolve.cli.best import _winner_first
+
+    summary = summarise(material, "x", top=2)
+    last = summary.finalists[-1]
+    chosen = replace(summary, best=replace(summary.best, recipe=last.recipe, number=last.number))
+    assert [entry.recipe for entry in _winner_first(chosen, 2).top] == [last.recipe, summary.top[0].recipe]
+    inside = replace(summary, best=replace(summary.best, recipe=summary.top[1].recipe))
+    assert [entry.recipe for entry in _winner_first(inside, 2).top] == [
+        summary.top[1].recipe,
+        summary.top[0].recipe,
+    ]
+    assert _winner_first(replace(summary, best=None), 2).top == summary.top
