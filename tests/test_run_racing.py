@@ -110,6 +110,7 @@ def test_killed_at_random_instants(raced: tuple[Path, Path], tmp_path: Path) -> 
         assert parts(runs / "small") == parts(path)
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 def test_two_ray_evaluators_give_the_same_study(raced: tuple[Path, Path], tmp_path: Path) -> None:
     config, path = raced
