@@ -116,6 +116,10 @@ def relative(ours: torch.Tensor, theirs: torch.Tensor) -> float:
     return ((ours.double() - theirs.double()).abs() / scale).max().item()
 
 
+IN_FLOAT64 = ("model_stock",)
+"""Examples in which mergekit's float32 loses digits that its float64 has: of the cosine."""
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.stem)
 def test_an_example_through_mergekit(
@@ -129,7 +133,10 @@ def test_an_example_through_mergekit(
     masks = None
     if block.merge_method.startswith("dare"):
         masks = write_masks(tmp_path / "masks.safetensors", block, opened, models)
-    theirs = through_mergekit(tmp_path / example.name, tmp_path, masks)
+    config = tmp_path / example.name
+    if example.stem in IN_FLOAT64:
+        config.write_text(config.read_text().replace("dtype: float32", "dtype: float64"))
+    theirs = through_mergekit(config, tmp_path, masks)
     ours = dict(built(loaded, opened).tensors())
     assert ours.keys() == theirs.keys()
     errors = {name: relative(tensor, theirs[name]) for name, tensor in ours.items()}
