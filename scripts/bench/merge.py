@@ -1,6 +1,7 @@
 """How fast a candidate is merged: ours, mergekit's in-memory API and command, and the limit of memory.
 
     python scripts/bench/merge.py [--parents 3 8] [--methods linear ties] [--pairs 3] [--json FILE]
+    python scripts/bench/merge.py --profile --parents 3 --methods linear     # where a candidate's time goes
 
 Models with the tensors of SmolLM2-135M (or scaled by --scale), bfloat16, random, each expert a noised copy of
 the base. Ours is what a search does for each candidate: other weights and densities each time, parents mapped
@@ -12,8 +13,10 @@ threads, measured in the same run. Ours and the peer are both warm and take turn
 from __future__ import annotations
 
 import argparse
+import cProfile
 import json
 import os
+import pstats
 import shutil
 import statistics
 import subprocess
@@ -40,6 +43,12 @@ METHODS = ("linear", "task_arithmetic", "ties", "dare_ties", "della", "model_sto
 TARGET = {"linear": 2.0, "task_arithmetic": 2.0}
 SHARED: dict[str, dict[str, Any]] = {"dare_ties": {"normalize": False}}
 DENSE = ("ties", "dare_ties", "della")
+_PROFILED = 5
+_PARTS = {
+    "compiled pass": ("fused",),
+    "NaN in the result": ("no_full_exponent",),
+    "copy into the engine": ("copy_",),
+}
 
 
 def make_models(folder: Path, parents: int, scale: float) -> list[Path]:
@@ -288,6 +297,31 @@ def measure(
     shutil.rmtree(folder)
 
 
+def profile(options: argparse.Namespace, parents: int, home: Path) -> None:
+    """Print where the time of a candidate goes, on one thread, by cProfile over several candidates."""
+    folder = home / f"profile-{parents}"
+    folder.mkdir()
+    ours = Ours(make_models(folder, parents, options.scale), 1)
+    for method in options.methods:
+        ours.candidate(method, 100)
+        profiler = cProfile.Profile()
+        with profiler:
+            for turn in range(_PROFILED):
+                ours.candidate(method, turn)
+        found = pstats.Stats(profiler).get_stats_profile()
+        parts = dict.fromkeys(_PARTS, 0.0)
+        for function, entry in found.func_profiles.items():
+            for name, functions in _PARTS.items():
+                if any(one in function for one in functions):
+                    parts[name] += entry.tottime / _PROFILED
+        whole = found.total_tt / _PROFILED
+        listed = ", ".join(f"{name} {seconds:.3f}" for name, seconds in parts.items())
+        print(
+            f"{method}, {parents} parents: {whole:.3f} s: {listed}, Python {whole - sum(parts.values()):.3f}"
+        )
+    shutil.rmtree(folder)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -300,6 +334,7 @@ def main() -> None:
     parser.add_argument("--no-peer", action="store_true", help="without mergekit")
     parser.add_argument("--no-command", action="store_true", help="without the two commands")
     parser.add_argument("--mergekit", type=Path, default=ROOT / ".venv-mergekit")
+    parser.add_argument("--profile", action="store_true", help="where the time goes, and nothing else")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     torch.set_num_threads(1)  # the threads are ours: each works on a tensor of its own
@@ -307,7 +342,12 @@ def main() -> None:
     times: dict[str, Any] = {}
     with tempfile.TemporaryDirectory(prefix="evolve-bench-") as home:
         for parents in options.parents:
-            measure(options, parents, Path(home), rows, times)
+            if options.profile:
+                profile(options, parents, Path(home))
+            else:
+                measure(options, parents, Path(home), rows, times)
+    if options.profile:
+        return
     print(table(rows))
     document = {"threads": options.threads, "scale": options.scale, "seconds": times}
     write(options.json, document, rows)

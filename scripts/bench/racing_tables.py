@@ -87,12 +87,12 @@ class Recorder:
         score = float("nan")
         for split in ("search", "holdout"):
             self._heard.clear()
-            outcome = self._evaluator.evaluate(Job(recipe, split))  # type: ignore[arg-type]
+            outcome = self._evaluator.evaluate(Job(recipe, split))
             if not isinstance(outcome, Scored):
                 raise SystemExit(f"a candidate failed: {outcome.message}\n{outcome.log}")
             if split == "search":
                 score = outcome.value
-                self.seconds.append(tuple(outcome.seconds[part] for part in ("build", "load", "score")))  # type: ignore[arg-type]
+                self.seconds.append(tuple(outcome.seconds[part] for part in ("build", "load", "score")))
             for index, task in enumerate(self._tasks):
                 for position, (key, right) in enumerate(outcome.tasks[task].items.items()):
                     heard, answer = self._heard[task, position], self._answers[task, position]

@@ -21,7 +21,7 @@ ROUNDS = 800
 
 
 def share(case: object, rounds: int = ROUNDS) -> float:
-    return float(simulation.coverage(case._replace(share=1.0), rounds))  # type: ignore[attr-defined]
+    return float(simulation.coverage(case._replace(share=1.0), rounds))
 
 
 @pytest.mark.parametrize(

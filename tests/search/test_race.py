@@ -129,7 +129,7 @@ def search(run: RunDir, pool: Pool, arm: Mapping[str, Any], trials: int, name: s
         for key, point in points.items()
     }
     plan = Plan(config, POPULATION, {}, baselines, "key", False, SCORE)
-    loop = Generations(run, Space(), searcher, plan, pool.run)  # type: ignore[arg-type]
+    loop = Generations(run, Space(), searcher, plan, pool.run)
     while not loop.step():
         pass
     return searcher

@@ -36,7 +36,7 @@ def scored(seed: int, leave_out: str | None = None) -> Scored:
 
 
 def part(outcome: Scored, items: object) -> dict[str, TaskScore]:
-    wanted = dict(items)  # type: ignore[call-overload]
+    wanted = dict(items)
     return {
         task: TaskScore("acc", 0.0, 0.0, True, {key: outcome.tasks[task].items[key] for key in keys})
         for task, keys in wanted.items()

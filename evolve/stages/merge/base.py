@@ -111,7 +111,12 @@ class MergeMethod(ABC):
     @classmethod
     def mergekit_notes(cls, parameters: Mapping[str, Any]) -> tuple[str, ...]:
         """Return what a reader of an exported mergekit YAML must know, given its global parameters."""
-        return ()
+        if cls.deterministic:
+            return ()
+        return (
+            f"{cls.name} drops weights at random: mergekit draws other ones than evolve did, so the tensors "
+            "differ from the scored model; --to recipe and --to model keep them",
+        )
 
     @staticmethod
     @abstractmethod

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from evolve.stages.merge.base import Inputs, MergeMethod, Param
 from evolve.stages.merge.sums import (
@@ -12,15 +12,12 @@ from evolve.stages.merge.sums import (
     add_terms,
     column,
     normalize,
-    other_masks,
     rescale,
     start,
     terms,
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from torch import Tensor
 
     from evolve.tensors.fused import Keep, Term
@@ -51,11 +48,6 @@ class Della(MergeMethod):
     shared = (normalize(True), _RESCALE, LAMBDA)
     stored = True
     deterministic = False
-
-    @classmethod
-    def mergekit_notes(cls, parameters: Mapping[str, Any]) -> tuple[str, ...]:
-        """Say that the masks differ."""
-        return (other_masks(cls.name),)
 
     @staticmethod
     def merge(inputs: Inputs) -> Tensor:

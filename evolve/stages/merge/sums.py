@@ -41,14 +41,6 @@ def optional_weight(doc: str) -> Param:
     return Param("weight", 1.0, low=0.0, suggest=(0.0, 1.0), doc=doc)
 
 
-def other_masks(method: str) -> str:
-    """Return the note of a random method in an exported mergekit YAML."""
-    return (
-        f"{method} drops weights at random: mergekit draws other ones than evolve did, so the tensors differ "
-        "from the scored model; --to recipe and --to model keep them"
-    )
-
-
 def column(inputs: Inputs, name: str) -> list[float]:
     """Return the values of one per-model parameter, in the order of the models."""
     return [float(values[name]) for values in inputs.per_model]

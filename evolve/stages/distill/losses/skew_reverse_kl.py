@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from evolve.stages.distill.losses.base import TokenLoss
-from evolve.stages.param import Param
+from evolve.stages.distill.losses.skew_kl import SkewKl
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -15,18 +14,11 @@ if TYPE_CHECKING:
     from evolve.stages.distill.losses.base import Tokens
 
 
-class SkewReverseKl(TokenLoss):
+class SkewReverseKl(SkewKl):
     """For text of the student. At alpha = 0 it is the reverse KL."""
 
     name = "skew_reverse_kl"
     formula = "KL(q || (1 - alpha) p + alpha q)"
-    paper = "DistiLLM, Ko et al. 2024, arXiv:2402.03898"
-    power = 2
-    params = (
-        Param(
-            "alpha", 0.1, low=0.0, high=0.99, suggest=(0.01, 0.3), doc="Share of the first in the mixture."
-        ),
-    )
 
     @staticmethod
     def per_token(tokens: Tokens, values: Mapping[str, float]) -> Tensor:
