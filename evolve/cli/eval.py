@@ -140,7 +140,7 @@ def _kept(parents: Sequence[Parent], named: Sequence[str], known: Mapping[str, s
         try:
             place = resolve(name, source).path
         except ModelError:
-            continue
+            continue  # a model of the config that is not here cannot be among those that are scored
         if place in places:
             found[name] = places[place]
     return found

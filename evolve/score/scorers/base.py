@@ -35,8 +35,8 @@ class ScorerBlock(Block):
 
     @property
     def metric_name(self) -> str:
-        """Name of the metric."""
-        raise NotImplementedError
+        """Name of the metric. Each scorer's block says its own."""
+        raise NotImplementedError(f"{type(self).__name__} lacks metric_name")
 
     def located(self) -> ScorerBlock:
         """Return the block with absolute paths: workers start in another folder."""
