@@ -165,11 +165,11 @@ class _Scored(NamedTuple):
 
 def _tasks(loaded: Loaded, score: ScoreConfig) -> _Scored:
     from evolve.score.scorers.base import make_scorers
-    from evolve.score.tasks import load_tasks
+    from evolve.score.tasks import load_tasks, sizes
 
     tasks, found = load_tasks(score) if score.tasks else ([], [])
     scorers, wrong = make_scorers(score)
-    items = {task.config.task: (len(task.sets["search"]), len(task.sets["holdout"])) for task in tasks}
+    items = {name: (found["search"], found["holdout"]) for name, found in sizes(tasks).items()}
     items |= {name: (one.sizes["search"], one.sizes["holdout"]) for name, one in scorers.items()}
     problems = [loaded.problem(("score", *path), message) for path, message in [*found, *wrong]]
     return _Scored(tasks, items, problems)
