@@ -66,7 +66,7 @@ class Draw:
     """Takes items in the order of the draw, skipping those whose text was taken before.
 
     Two documents may differ in an id and read the same; such twins must not stand on both sides. Nor may one
-    document of which several tasks of a group ask different things: it stands in several items.
+    document that several tasks of a group ask about; on one side it is an item of each.
 
     Attributes:
         seen: Keys and texts of the items taken so far.
@@ -91,11 +91,13 @@ class Draw:
         while self._next < len(self._items) and (count is None or len(taken) < count):
             item = self._items[self._next]
             self._next += 1
-            text, document = self._text(item), item.key.rpartition("/")[2]
-            if {item.key, text} & self.seen or any(mark in avoid for mark in (document, text)):
+            member, _, document = item.key.rpartition("/")
+            text = self._text(item)
+            own = {item.key, f"{member}/{text}"}
+            if own & self.seen or any(mark in avoid for mark in (document, text)):
                 self.twins += 1
                 continue
-            self.seen |= {item.key, document, text}
+            self.seen |= {*own, document, text}
             taken.append(item)
         return tuple(sorted(taken, key=lambda item: item.key))
 
