@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from evolve.search.base import SamplerFactory
     from evolve.stages.base import Stage
     from evolve.stages.distill.losses.base import Loss
+    from evolve.stages.distill.teachers.base import Teacher
     from evolve.stages.merge.base import MergeMethod
 
 T = TypeVar("T")
@@ -125,6 +126,15 @@ LOSSES: Registry[type[Loss]] = Registry(
         "hs_mse": "evolve.stages.distill.losses.hs_mse:HiddenMse",
         "attention_kl": "evolve.stages.distill.losses.attention_kl:AttentionKl",
         "attention_mse": "evolve.stages.distill.losses.attention_mse:AttentionMse",
+    },
+)
+
+TEACHERS: Registry[type[Teacher]] = Registry(
+    "teacher",
+    {
+        "hf": "evolve.stages.distill.teachers.hf:HfTeacher",
+        "vllm": "evolve.stages.distill.teachers.vllm:VllmTeacher",
+        "dataset": "evolve.stages.distill.teachers.dataset:DatasetTeacher",
     },
 )
 
