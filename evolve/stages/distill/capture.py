@@ -272,7 +272,8 @@ def _mass(shards: Sequence[Shard]) -> dict[str, float]:
 def _same(known: CaptureKey, wanted: CaptureKey, folder: Path) -> None:
     if different := known.differences(wanted):
         raise UserError(
-            f"{folder} holds another capture ({'; '.join(different)}): name another folder, or remove this one"
+            f"{folder} holds another capture ({'; '.join(different)}): name another folder, or remove this "
+            "one"
         )
 
 

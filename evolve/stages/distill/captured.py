@@ -56,6 +56,7 @@ class CaptureKey:
         temperatures: At which the weight of all others is stored; 1 is among them.
         max_length: Most tokens of a document.
         vocabulary: Number of real tokens.
+        max_tokens: Where the text was cut; None: nowhere.
         source: Who answered, ``hf`` or ``vllm``: their numbers differ in the last digits.
     """
 
@@ -66,6 +67,7 @@ class CaptureKey:
     temperatures: tuple[float, ...]
     max_length: int
     vocabulary: int
+    max_tokens: int | None = None
     source: str = "hf"
 
     @property
@@ -232,7 +234,8 @@ class Captured:
             return None
         shard, number = self._order[place]
         found = self.shards[shard].document(number)
-        return Document(*(part[: len(tokens)] for part in found))
+        size = len(tokens)
+        return Document(found.tokens[:size], found.best[:size], found.log_p[:size], found.odds[:size])
 
     def _bytes(self, place: tuple[int, int]) -> bytes:
         return self.shards[place[0]].tokens(place[1]).tobytes()

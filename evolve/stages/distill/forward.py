@@ -174,10 +174,13 @@ def _pass(
     # Without padding there is nothing to mask, and kernels are faster.
     if any(end - begin < width for _, begin, end in spans):
         more["attention_mask"] = mask
-    catch = contextlib.nullcontext([]) if rule is None else _inputs(network.get_output_embeddings())
-    with catch as seen:
+    if rule is None:
         output = network(input_ids=inputs, **more)
-    scores = output.logits if rule is None else seen[0]
+        scores = output.logits
+    else:
+        with _inputs(network.get_output_embeddings()) as seen:
+            output = network(input_ids=inputs, **more)
+        scores = seen[0]
 
     def pieces(values: Tensor) -> list[tuple[tuple[int, int, int], Tensor]]:
         return [(span, values[place, : span[2] - span[1]]) for place, span in enumerate(spans)]

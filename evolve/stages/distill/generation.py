@@ -135,17 +135,24 @@ def prompt_key(prompt: Sequence[int]) -> bytes:
     return hashlib.blake2b(np.array(prompt, "<i8").tobytes(), digest_size=16).digest()
 
 
-def _draws(prompts: Sequence[Sequence[int]], seed: int, count: int) -> NDArray[np.float64]:
-    """Return uniform numbers, (prompts, count), each row of its own generator."""
+def prompt_seeds(prompts: Sequence[Sequence[int]], seed: int, *, bits: int = 63) -> list[int]:
+    """Return one number a prompt, by the seed, the prompt, and its number among equal prompts."""
     seen: Counter[bytes] = Counter()
-    rows = np.empty((len(prompts), count))
-    for place, prompt in enumerate(prompts):
+    found = []
+    for prompt in prompts:
         key = prompt_key(prompt)
         material = b"%d:%d:" % (seed, seen[key]) + key
         seen[key] += 1
         word = int.from_bytes(hashlib.blake2b(material, digest_size=16).digest(), "little")
-        rows[place] = np.random.Generator(np.random.Philox(key=word)).random(count)
-    return rows
+        found.append(word >> (128 - bits))
+    return found
+
+
+def _draws(prompts: Sequence[Sequence[int]], seed: int, count: int) -> NDArray[np.float64]:
+    """Return uniform numbers, (prompts, count), each row of its own generator."""
+    words = prompt_seeds(prompts, seed, bits=128)
+    rows = [np.random.Generator(np.random.Philox(key=word)).random(count) for word in words]
+    return np.array(rows).reshape(len(prompts), count)
 
 
 def _batches(prompts: Sequence[Sequence[int]], more: int) -> Iterator[list[int]]:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 from evolve.stages.distill.signals import TopK
-from evolve.tensors.buckets import LOWEST
 from evolve.tensors.chunked import chunk_rows
+from evolve.tensors.divergence import LOWEST
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -54,7 +54,9 @@ def best_of(
     k = min(k, size)
     parts = []
     with torch.no_grad():
-        for chosen in rows.split(chunk_rows(size)):
+        step = chunk_rows(size)
+        for begin in range(0, max(1, len(rows)), step):
+            chosen = rows[begin : begin + step]
             logits = scores.finish(scores.raw(chosen, size)).float()
             values, tokens = logits.topk(k, dim=-1)
             log_p = values - logits.logsumexp(dim=-1, keepdim=True)
