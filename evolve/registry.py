@@ -155,6 +155,8 @@ SCORERS: Registry[type[ModelScorer]] = Registry(
         "bits_per_byte": "evolve.score.scorers.bits_per_byte:BitsPerByte",
         "size": "evolve.score.scorers.size:Size",
         "latency": "evolve.score.scorers.latency:Latency",
+        "kl_to_teacher": "evolve.score.scorers.kl_to_teacher:KlToTeacher",
+        "speculative": "evolve.score.scorers.speculative:Speculative",
         "python": "evolve.score.scorers.python:Python",
     },
 )
