@@ -8,14 +8,16 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 import numpy as np
 
 from evolve.config.values import Block
+from evolve.errors import CandidateError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from torch import Tensor
 
     from evolve.stages.distill.generation import Completion, Generation
     from evolve.stages.distill.signals import Signals
+    from evolve.stages.distill.terms import Term
     from evolve.training.rows import Row
     from evolve.weights.model import Model
     from evolve.weights.tokenizer import Tokenizer
@@ -72,6 +74,23 @@ def batch_of(rows: Sequence[Row], *, width: int | None = None, device: str = "cp
     for place, row in enumerate(rows):
         tokens[place, : len(row)] = row.tokens
     return Batch(torch.from_numpy(tokens).to(device), tuple(row.lengths for row in rows))
+
+
+def temperature_of(terms: Iterable[Term]) -> float:
+    """Return the temperature at which a teacher's k best tokens are wanted: that of the losses that compare.
+
+    Raises:
+        CandidateError: They have several; k best tokens are of one.
+    """
+    found = {term.temperature for term in terms if term.loss.teacher and term.loss.reads == "scores"}
+    if len(found) > 1:
+        listed = ", ".join(f"{one:g}" for one in sorted(found))
+        raise CandidateError(
+            "invalid_recipe",
+            f"loss_functions: losses at the temperatures {listed}, and a teacher's k best tokens are of one: "
+            "give all of them the same, or use kind: hf",
+        )
+    return found.pop() if found else 1.0
 
 
 class TeacherBlock(Block):

@@ -13,7 +13,7 @@ from evolve.registry import TEACHERS
 from evolve.stages.distill.forward import forward, head_rule
 from evolve.stages.distill.objective import distillation_loss
 from evolve.stages.distill.signals import Signals, count_items
-from evolve.stages.distill.teachers.base import Batch, Opening, batch_of
+from evolve.stages.distill.teachers.base import Batch, Opening, batch_of, temperature_of
 from evolve.stages.distill.terms import make_terms
 from evolve.tensors.logits import Head, Logits
 from tests.stages.distill.teachers.kit import alone, documents, opening, packed, reference
@@ -163,6 +163,17 @@ def test_a_model_that_nobody_gives(tmp_path: Path) -> None:
     factory = TEACHERS.load("hf")
     with pytest.raises(CandidateError, match="no model 'x'"):
         factory(factory.block.model_validate({"kind": "hf", "model": "x"}), Opening(None, whole.student))
+
+
+def test_k_best_tokens_are_of_one_temperature() -> None:
+    def of(*temperatures: float) -> float:
+        entries = [{"function": "kl", "temperature": one} for one in temperatures]
+        return temperature_of(make_terms([*entries, {"function": "cross_entropy"}, {"function": "hs_mse"}]))
+
+    assert of() == of(1.0) == 1.0
+    assert of(2.0, 2.0) == 2.0
+    with pytest.raises(CandidateError, match="temperatures 1, 2"):
+        of(2.0, 1.0)
 
 
 def test_a_row_must_fit() -> None:
