@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from evolve.search.base import SamplerFactory
     from evolve.stages.base import Stage
     from evolve.stages.distill.losses.base import Loss
+    from evolve.stages.distill.teachers.base import Teacher
     from evolve.stages.merge.base import MergeMethod
 
 T = TypeVar("T")
@@ -128,6 +129,15 @@ LOSSES: Registry[type[Loss]] = Registry(
     },
 )
 
+TEACHERS: Registry[type[Teacher]] = Registry(
+    "teacher",
+    {
+        "hf": "evolve.stages.distill.teachers.hf:HfTeacher",
+        "vllm": "evolve.stages.distill.teachers.vllm:VllmTeacher",
+        "dataset": "evolve.stages.distill.teachers.dataset:DatasetTeacher",
+    },
+)
+
 SAMPLERS: Registry[SamplerFactory] = Registry(
     "sampler",
     {
@@ -145,6 +155,8 @@ SCORERS: Registry[type[ModelScorer]] = Registry(
         "bits_per_byte": "evolve.score.scorers.bits_per_byte:BitsPerByte",
         "size": "evolve.score.scorers.size:Size",
         "latency": "evolve.score.scorers.latency:Latency",
+        "kl_to_teacher": "evolve.score.scorers.kl_to_teacher:KlToTeacher",
+        "speculative": "evolve.score.scorers.speculative:Speculative",
         "python": "evolve.score.scorers.python:Python",
     },
 )
