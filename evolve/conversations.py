@@ -76,8 +76,8 @@ class Conversation:
 
     Attributes:
         messages: At least one.
-        plain: The texts follow each other as they are, without a chat template. A plain text is one turn of
-            the assistant's.
+        plain: The texts follow each other as they are, without a chat template: a prompt and its answer, or
+            one turn of the assistant's, which is a text.
         rest: The other keys of the line.
         place: ``file:line``, for messages to people.
     """
@@ -96,9 +96,11 @@ class Conversation:
         """Return the line that :func:`read_conversations` reads back as this conversation."""
         if not self.plain:
             return {"messages": [message.to_json() for message in self.messages], **self.rest}
-        texts = [message.content for message in self.messages]
-        keys = ("text",) if len(texts) == 1 else ("prompt", "completion")
-        return {**dict(zip(keys, texts, strict=True)), **self.rest}
+        if len(self.messages) == 1 and self.messages[0].role == "assistant":
+            return {"text": self.messages[0].content, **self.rest}
+        found = dict(zip(("prompt", "completion"), [one.content for one in self.messages], strict=False))
+        thoughts = self.messages[-1].reasoning
+        return {**found, **({} if thoughts is None else {"reasoning_content": thoughts}), **self.rest}
 
 
 def read_conversations(path: Path | str, *, answered: bool = True) -> Iterator[Conversation]:
@@ -230,8 +232,12 @@ def _of_prompt(row: dict[str, Any]) -> Read:
         raise _Wrong("a pair of preference: rename chosen to completion to learn from it as an answer")
     prompt, completion = row["prompt"], row.get("completion")
     if isinstance(prompt, str):
-        answer = () if completion is None else (Message("assistant", _text(completion, "completion")),)
-        return (Message("user", prompt), *answer), True, ("prompt", "completion")
+        if completion is None:
+            return (Message("user", prompt),), True, ("prompt", "completion")
+        thoughts = row.get("reasoning_content")
+        thoughts = thoughts if isinstance(thoughts, str) and thoughts else None
+        answer = Message("assistant", _text(completion, "completion"), thoughts)
+        return (Message("user", prompt), answer), True, ("prompt", "completion", "reasoning_content")
     turns = _turns(prompt, "prompt")
     if isinstance(completion, str):
         turns += (Message("assistant", completion),)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
 from pydantic import BeforeValidator, Field
@@ -17,7 +16,10 @@ from evolve.generate.checks import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from evolve.config.yaml import Path
+
 
 def _file(value: Any) -> Any:
     return {"path": value} if isinstance(value, str) else value
@@ -48,7 +50,7 @@ class ApiTeacher(Block):
     """Further keys of each request, such as ``{chat_template_kwargs: {enable_thinking: false}}``."""
     timeout: float = Field(default=600.0, gt=0)
     """Seconds for one answer; then it is asked for again."""
-    max_tries: int = Field(default=8, ge=1)
+    max_tries: int = Field(default=20, ge=1)
     """How often a request is sent where the server or the network fails."""
     max_wait: float = Field(default=900.0, ge=0)
     """Seconds after which a request is given up that fails again and again."""
@@ -87,7 +89,7 @@ class TextbookBlock(Block):
     )
     """As what."""
     words: TextFile | None = None
-    """A text file with a word or phrase a line; some of them must occur in each text, so that no two are alike."""
+    """A text file with a word or phrase a line; each text must use some, so that no two are alike."""
     words_per_text: SearchInt = 3
     """How many of the words."""
     texts_per_topic: SearchInt = 4
@@ -202,7 +204,7 @@ class GenerateBlock(Block):
     seed: int = Field(default=0, ge=0, lt=2**63)
     """Of the teacher's draws and of what is drawn for prompts. Not the stage's: runs share their answers."""
     answer_pattern: str | None = None
-    """Regular expression with the groups ``reasoning`` and ``answer``; absent: ``Answer:``, ``####``, tags."""
+    """With the groups ``reasoning`` and ``answer``; absent: ``<think>`` tags, ``Answer:``, ``####``."""
     max_attempts: int = Field(default=3, ge=1)
     """How often an answer is asked for that is refused, cut off or empty."""
     verify: VerifyBlock | None = None
@@ -228,7 +230,7 @@ class RationaleBlock(Block):
     """What the student does with the reasons in the rows."""
 
     mode: Literal["inline", "second_task", "none", "shuffled"] = "inline"
-    """``inline``, ``second_task`` (step by step), ``none``; ``shuffled``: the control, with others' reasons."""
+    """``inline``, ``second_task`` (step by step), ``none``; ``shuffled``, the control: others' reasons."""
     weight: SearchNumber = 1.0
     """Weight of the reasons' tokens in the loss; those of the answers weigh 1."""
     template: str = "<think>\n{reasoning}\n</think>\n{answer}"

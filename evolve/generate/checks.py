@@ -67,7 +67,9 @@ def check_generate(block: GenerateBlock) -> list[tuple[Path, str]]:
     """Return what is wrong with a ``generate`` block."""
     found: list[tuple[Path, str]] = list(_bounds(block))
     if block.style not in STYLES:
-        found.append((("style",), f"unknown style {block.style!r}{did_you_mean(block.style, STYLES.names())}"))
+        found.append(
+            (("style",), f"unknown style {block.style!r}{did_you_mean(block.style, STYLES.names())}")
+        )
     else:
         found += _style_keys(block)
     if block.n != 1 and block.temperature == 0:
@@ -205,6 +207,20 @@ def _bounds(block: GenerateBlock) -> Iterator[tuple[Path, str]]:
                 yield path, f"must be at least {low:g}, got {number:g}"
             elif number > high:
                 yield path, f"must be at most {high:g}, got {number:g}"
+
+
+def fixed(value: Any) -> int:
+    """Return a whole number that may be a range in the schema, and is none any more."""
+    if type(value) is not int:
+        raise TypeError(f"a range is left where a number is needed: {value!r}")
+    return value
+
+
+def fixed_number(value: Any) -> float:
+    """Return a number that may be a range in the schema, and is none any more."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(f"a range is left where a number is needed: {value!r}")
+    return float(value)
 
 
 def _values(value: Any) -> list[float]:

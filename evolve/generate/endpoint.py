@@ -1,9 +1,9 @@
 """One OpenAI-compatible server: a request goes there until it is answered, given up, or pointless.
 
 There is one layer of retries, this one; the client's own are off. What may pass (408, 409, 425, 429, 5xx,
-timeouts, broken connections, replies that are cut or no JSON) is tried again, after the time that the server asks
-for in ``Retry-After``. What no second try mends (a wrong key, an unknown model, a request that the server
-refuses to read) ends the run at once, with the server's words.
+timeouts, broken connections, replies that are cut or no JSON) is tried again, after the time that the server
+asks for in ``Retry-After``. What no second try mends (a wrong key, an unknown model, a request that the
+server refuses to read) ends the run at once, with the server's words.
 """
 
 from __future__ import annotations
@@ -33,6 +33,8 @@ logger = logging.getLogger(__name__)
 _PASSING = frozenset({408, 409, 425, 429})
 _FIRST_WAIT, _LONGEST_WAIT = 0.5, 60.0
 _MOST_SHOWN = 500
+_SHORTEST_KEY = 6
+"""A shorter text is a stand-in, and may be part of any word."""
 
 _MENDS = {
     400: "the server cannot use this request; mend the keys of generate and teacher, or the prompt",
@@ -225,7 +227,7 @@ class Endpoint:
         else:
             what = f"{error}" if isinstance(error, Garbled) else f"{type(error).__name__}: {error}"
         text = f"{self.teacher.base_url}: {what}"
-        return text.replace(self._key, "[key]") if self._key else text
+        return text.replace(self._key, "[key]") if len(self._key) >= _SHORTEST_KEY else text
 
 
 class _Wait:

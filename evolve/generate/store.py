@@ -9,19 +9,18 @@ processes. Answers that are none (refused, cut off) are kept as a record, and ne
 from __future__ import annotations
 
 import contextlib
-import os
 import secrets
-import socket
 import sqlite3
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from evolve.errors import UserError
 from evolve.generate.exchange import Answer
+from evolve.generate.owners import dead, process
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from pathlib import Path
 
     from evolve.generate.exchange import Request
 
@@ -124,7 +123,7 @@ class Store:
             UserError: It cannot be opened, is no store, or one of a newer evolve.
         """
         self.path = path
-        self._owner = f"{_process()} {secrets.token_hex(4)}"
+        self._owner = f"{process()} {secrets.token_hex(4)}"
         with _explained(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             self._file = sqlite3.connect(
@@ -139,7 +138,9 @@ class Store:
     def _prepare(self) -> None:
         (version,) = self._file.execute("PRAGMA user_version").fetchone()
         if version > _VERSION:
-            raise UserError(f"{self.path} was written by a newer evolve: update evolve, or use another folder")
+            raise UserError(
+                f"{self.path} was written by a newer evolve: update evolve, or use another folder"
+            )
         self._write_ahead()
         self._file.execute("PRAGMA synchronous = FULL")
         with self._writing():
@@ -169,6 +170,11 @@ class Store:
         """Return the first usable answer to a request, or None."""
         with _explained(self.path):
             return next((answer for answer in self._answers(key) if usable(answer)), None)
+
+    def asked(self, key: str) -> bool:
+        """Whether a request has any answer, also one that is none."""
+        with _explained(self.path):
+            return self._file.execute("SELECT 1 FROM answers WHERE key = ?", (key,)).fetchone() is not None
 
     def claim(
         self,
@@ -325,7 +331,7 @@ class Store:
         now = time.time()
         owners = self._file.execute("SELECT owner, MAX(until) FROM claims GROUP BY owner").fetchall()
         for owner, until in owners:
-            if owner != self._owner and (until < now or _dead(owner)):
+            if owner != self._owner and (until < now or dead(owner)):
                 self._file.execute("DELETE FROM claims WHERE owner = ?", (owner,))
 
     @contextlib.contextmanager
@@ -360,40 +366,3 @@ def _explained(path: Path) -> Iterator[None]:
         raise UserError(f"{path} is no store of answers, or damaged ({error}): move it away") from error
     except OSError as error:
         raise UserError(f"{path} cannot be opened: {error.strerror or error}") from error
-
-
-class _Life(NamedTuple):
-    """What /proc says of a process: its state, and when it started, in ticks since the machine did."""
-
-    state: str
-    started: str
-
-
-def _process() -> str:
-    """Return what tells this process from every other of the machine, also after its id was given again."""
-    try:
-        space = os.readlink("/proc/self/ns/pid")
-        return f"{socket.gethostname()} {space} {os.getpid()} {_life(os.getpid()).started}"
-    except (OSError, IndexError):
-        return f"{socket.gethostname()} - {os.getpid()} -"
-
-
-def _life(pid: int) -> _Life:
-    # The name, in brackets, may hold anything.
-    fields = Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
-    return _Life(fields[0], fields[19])
-
-
-def _dead(owner: str) -> bool:
-    """Whether the owner of a claim has died; False where that cannot be told."""
-    host, space, pid, started, *_ = owner.split(" ")
-    mine = _process().split(" ")
-    if "-" in (started, mine[3]) or [host, space] != mine[:2]:
-        return False
-    try:
-        life = _life(int(pid))
-    except (FileNotFoundError, ProcessLookupError):
-        return True
-    except (OSError, ValueError, IndexError):
-        return False
-    return life.started != started or life.state in {"Z", "X"}
