@@ -40,6 +40,7 @@ VERBS: dict[str, str] = {
     "best": "evolve.cli.best:best",
     "export": "evolve.cli.export:export",
     "build": "evolve.cli.build:build",
+    "generate": "evolve.cli.generate:generate",
     "eval": "evolve.cli.eval:evaluate",
     "spaces": "evolve.cli.spaces:spaces",
     "ls": "evolve.cli.ls:ls",

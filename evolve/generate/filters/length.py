@@ -23,16 +23,12 @@ class Length:
     @staticmethod
     def apply(block: FiltersBlock, drafts: Sequence[Draft], context: Context) -> Filtered:
         """Compare lengths; each row counts under the first limit that it breaks."""
-        limits = {
-            key: fixed(getattr(block, key)) for key in Length.keys if getattr(block, key) is not None
-        }
+        limits = {key: fixed(getattr(block, key)) for key in Length.keys if getattr(block, key) is not None}
         counts = dict.fromkeys(limits, 0)
         kept = []
         for draft in drafts:
             sizes = {"tokens": draft.tokens, "words": len(draft.written.split())}
             broken = next((key for key in limits if not _within(key, limits[key], sizes)), None)
-                (key for key in counts if not _within(key, fixed(getattr(block, key)), sizes)), None
-            )
             if broken is None:
                 kept.append(draft)
             else:

@@ -14,7 +14,7 @@ from evolve.generate.split import split
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from evolve.generate.blocks import FiltersBlock, QualityBlock
+    from evolve.generate.blocks import ApiTeacher, FiltersBlock, QualityBlock
     from evolve.generate.exchange import Answer
     from evolve.generate.filters.base import Context
     from evolve.generate.styles.base import Draft
