@@ -58,12 +58,10 @@ def _drawing(console: Console | None) -> Iterator[Show]:
         drawn: tuple[float, str] = (-_DRAW_EVERY, "")
 
         def show(status: Status) -> None:
+            nonlocal drawn
+            at, phase = drawn
             now = time.monotonic()
-            if (
-                status.phase != drawn[1]
-                or status.done == status.total
-                or now - float(drawn[0]) >= _DRAW_EVERY
-            ):
+            if status.phase != phase or status.done == status.total or now - at >= _DRAW_EVERY:
                 live.update(picture(status), refresh=True)
                 drawn = (now, status.phase)
 
@@ -92,11 +90,10 @@ def facts(status: Status) -> list[str]:
         found.append(f"${status.usd:.2f}{limit}")
     if status.per_second is not None:
         found.append(f"{status.per_second:.0f} tokens/s")
-    found += [
-        f"{count:,} {what}"
-        for count, what in ((status.flawed, "refused or cut off"), (status.failed, "failed"))
-        if count
-    ]
+    if status.flawed:
+        found.append(f"{status.flawed:,} refused or cut off")
+    if status.failed:
+        found.append(f"{status.failed:,} failed")
     return found
 
 

@@ -52,14 +52,11 @@ def load(path: Path, overrides: Iterable[str] = ()) -> GenerateConfig:
         raise ConfigError([Problem(source, "", "too long for a config: is it a data file?")])
     document, problems = parse(text, source, overrides)
     plain = document.root.plain()
-    found = complaints(GenerateConfig, plain)
-    if not found:
-        config = GenerateConfig.model_validate(plain)
-        found = _problems(config)
-    if found or problems:
-        raise ConfigError(
-            [*problems, *(document.problem(one.path, one.message, key=one.at_key) for one in found)]
-        )
+    found = complaints(GenerateConfig, plain) or _problems(GenerateConfig.model_validate(plain))
+    problems += [document.problem(one.path, one.message, key=one.at_key) for one in found]
+    if problems:
+        raise ConfigError(problems)
+    config = GenerateConfig.model_validate(plain)
     block, wrong = pinned_block(config.generate)
     if wrong:
         raise ConfigError([document.problem(("generate", *at), message) for at, message in wrong])

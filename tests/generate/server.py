@@ -104,79 +104,77 @@ def completion(server: Server, body: dict[str, Any]) -> dict[str, Any]:
     return data
 
 
-def handler_of(server: Server) -> type[BaseHTTPRequestHandler]:
-    class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
+class Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    teacher: Server
 
-        def log_message(self, *args: Any) -> None:
-            pass
+    def log_message(self, *args: Any) -> None:
+        pass
 
-        def do_POST(self) -> None:
-            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-            number = server.enter(body, dict(self.headers))
-            try:
-                fault = server.fault(body, number)
-                if fault is None or fault.kind == "slow":
-                    self._good(body, fault.seconds if fault else 0.0)
-                else:
-                    self._fail(fault, json.dumps(completion(server, body)).encode())
-            except (BrokenPipeError, ConnectionResetError):
-                self.close_connection = True
-            finally:
-                server.leave()
-
-        def _good(self, body: dict[str, Any], seconds: float) -> None:
-            server.released.wait(server.delay + seconds)
-            data = completion(server, body)
-            with server._lock:
-                server.answered[prompt_of(body)] += 1
-            self._send(200, json.dumps(data).encode())
-
-        def _fail(self, fault: Fault, good: bytes) -> None:
-            half = good[: len(good) // 2]
-            if fault.kind == "status":
-                words = {"error": {"message": "it went wrong"}} if fault.body is None else fault.body
-                self._send(fault.status, json.dumps(words).encode(), headers=fault.headers)
-            elif fault.kind == "garbage":
-                self._send(200, half)
-            elif fault.kind == "html":
-                self._send(200, b"<html>Bad gateway</html>", kind="text/html")
-            elif fault.kind == "empty":
-                self._send(200, json.dumps({"choices": []}).encode())
-            elif fault.kind == "hang":
-                server.released.wait(60)
-                self.close_connection = True
+    def do_POST(self) -> None:
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        number = self.teacher.enter(body, dict(self.headers))
+        try:
+            fault = self.teacher.fault(body, number)
+            if fault is None or fault.kind == "slow":
+                self._good(body, fault.seconds if fault else 0.0)
             else:
-                if fault.kind == "cut":
-                    self._send(200, half, length=len(good))
-                self.close_connection = True
-                self.connection.shutdown(socket.SHUT_RDWR)
+                self._fail(fault, json.dumps(completion(self.teacher, body)).encode())
+        except (BrokenPipeError, ConnectionResetError):
+            self.close_connection = True
+        finally:
+            self.teacher.leave()
 
-        def _send(
-            self,
-            status: int,
-            data: bytes,
-            *,
-            kind: str = "application/json",
-            headers: dict[str, str] | None = None,
-            length: int | None = None,
-        ) -> None:
-            self.send_response(status)
-            self.send_header("Content-Type", kind)
-            self.send_header("Content-Length", str(len(data) if length is None else length))
-            for name, value in (headers or {}).items():
-                self.send_header(name, value)
-            self.end_headers()
-            self.wfile.write(data)
-            self.wfile.flush()
+    def _good(self, body: dict[str, Any], seconds: float) -> None:
+        self.teacher.released.wait(self.teacher.delay + seconds)
+        data = completion(self.teacher, body)
+        with self.teacher._lock:
+            self.teacher.answered[prompt_of(body)] += 1
+        self._send(200, json.dumps(data).encode())
 
-    return Handler
+    def _fail(self, fault: Fault, good: bytes) -> None:
+        half = good[: len(good) // 2]
+        if fault.kind == "status":
+            words = {"error": {"message": "it went wrong"}} if fault.body is None else fault.body
+            self._send(fault.status, json.dumps(words).encode(), headers=fault.headers)
+        elif fault.kind == "garbage":
+            self._send(200, half)
+        elif fault.kind == "html":
+            self._send(200, b"<html>Bad gateway</html>", kind="text/html")
+        elif fault.kind == "empty":
+            self._send(200, json.dumps({"choices": []}).encode())
+        elif fault.kind == "hang":
+            self.teacher.released.wait(60)
+            self.close_connection = True
+        else:
+            if fault.kind == "cut":
+                self._send(200, half, length=len(good))
+            self.close_connection = True
+            self.connection.shutdown(socket.SHUT_RDWR)
+
+    def _send(
+        self,
+        status: int,
+        data: bytes,
+        *,
+        kind: str = "application/json",
+        headers: dict[str, str] | None = None,
+        length: int | None = None,
+    ) -> None:
+        self.send_response(status)
+        self.send_header("Content-Type", kind)
+        self.send_header("Content-Length", str(len(data) if length is None else length))
+        for name, value in (headers or {}).items():
+            self.send_header(name, value)
+        self.end_headers()
+        self.wfile.write(data)
+        self.wfile.flush()
 
 
 @contextmanager
 def serving(**settings: Any) -> Iterator[Server]:
     server = Server(**settings)
-    http = ThreadingHTTPServer(("127.0.0.1", 0), handler_of(server))
+    http = ThreadingHTTPServer(("127.0.0.1", 0), type("Teacher", (Handler,), {"teacher": server}))
     http.daemon_threads = True
     server.url = f"http://127.0.0.1:{http.server_address[1]}/v1"
     thread = threading.Thread(target=http.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
