@@ -6,11 +6,9 @@ import re
 from typing import NamedTuple
 
 _OPEN, _CLOSE = "<think>", "</think>"
-# The last marker counts: reasons may speak of an answer before.
 _MARKER = re.compile(
-    r"(?P<reasoning>.*\S)\s*(?:####|(?:\*\*)?\b(?:the\s+)?(?:final\s+)?answer(?:\s+is)?\s*(?:\*\*)?\s*[:\uff1a])"
-    r"\s*(?:\*\*)?\s*(?P<answer>\S.*)",
-    re.IGNORECASE | re.DOTALL,
+    r"(?:####|(?:\*\*)?\b(?:the\s+)?(?:final\s+)?answer(?:\s+is)?(?:\*\*)?\s*[:\uff1a])(?:\s*\*\*)?",
+    re.IGNORECASE,
 )
 _BOXED = "\\boxed{"
 
@@ -47,10 +45,8 @@ def split(text: str, reasoning: str | None = None, pattern: str | None = None) -
     if _CLOSE in text:
         before, _, after = text.rpartition(_CLOSE)
         return Parts(before.replace(_OPEN, "", 1).strip() or None, after.strip())
-    found = _MARKER.fullmatch(text)
-    if found is not None:
-        return Parts(found["reasoning"].strip(), found["answer"].strip())
-    return Parts(None, text)
+    before, after = _around_marker(text)
+    return Parts(before, after) if before and after else Parts(None, text)
 
 
 def final_answer(text: str) -> str:
@@ -58,7 +54,16 @@ def final_answer(text: str) -> str:
     boxed = _last_box(text)
     if boxed is not None:
         return boxed
-    return split(text).answer
+    answer = split(text).answer
+    return _around_marker(answer)[1] or answer
+
+
+def _around_marker(text: str) -> tuple[str, str]:
+    """Return what stands before the last marker and behind it: reasons may speak of an answer before."""
+    last = None
+    for last in _MARKER.finditer(text):
+        pass
+    return ("", "") if last is None else (text[: last.start()].strip(), text[last.end() :].strip())
 
 
 def _last_box(text: str) -> str | None:

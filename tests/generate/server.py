@@ -113,7 +113,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        number = self.teacher.enter(body, dict(self.headers))
+        number = self.teacher.enter(body, {key.lower(): value for key, value in self.headers.items()})
         try:
             fault = self.teacher.fault(body, number)
             if fault is None or fault.kind == "slow":
