@@ -60,10 +60,8 @@ def final_answer(text: str) -> str:
 
 def _around_marker(text: str) -> tuple[str, str]:
     """Return what stands before the last marker and behind it: reasons may speak of an answer before."""
-    last = None
-    for last in _MARKER.finditer(text):
-        pass
-    return ("", "") if last is None else (text[: last.start()].strip(), text[last.end() :].strip())
+    found = list(_MARKER.finditer(text))
+    return (text[: found[-1].start()].strip(), text[found[-1].end() :].strip()) if found else ("", "")
 
 
 def _last_box(text: str) -> str | None:

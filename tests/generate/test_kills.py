@@ -20,7 +20,7 @@ from evolve.generate.run import STORE
 from tests.generate.kit import jsonl, run
 from tests.generate.server import Fault, Server, serving
 
-COUNT = 60
+COUNT = 40
 AT_ONCE = 4
 
 
@@ -67,7 +67,7 @@ def wait_for(server: Server, count: int) -> None:
 
 def test_killed_at_random_instants(config: Path, tmp_path: Path) -> None:
     draws = random.Random(7)
-    kills = 3
+    kills = 2
     with serving(delay=0.05) as server:
         before: Counter[str] = Counter()
         done: set[str] = set()
@@ -141,6 +141,7 @@ def test_ctrl_c_waits_for_what_was_asked_and_keeps_it(config: Path, tmp_path: Pa
         assert not (tmp_path / "rows.jsonl").exists()
 
 
+@pytest.mark.slow
 def test_a_second_ctrl_c_does_not_wait(config: Path, tmp_path: Path) -> None:
     with serving(fault=lambda body, number: Fault("hang")) as server:
         process = start(config, server.url)
