@@ -46,9 +46,9 @@ def generate(
     force: bool,
     display: Mode,
 ) -> None:
-    """Ask a teacher for training data and write it to OUT, a JSONL file of messages.
+    """Ask a teacher behind an API for training data.
 
-    CONFIG is a YAML file with `teacher:` and `generate:`. Every answer is kept as it comes; the same command
+    The rows go to OUT, a JSONL file of messages. CONFIG is a YAML file with `teacher:` and `generate:`. Every answer is kept as it comes; the same command
     goes on where it stopped, and asks nothing twice.
     """
     from evolve.display.asking import showing

@@ -181,8 +181,8 @@ class _Round:
     async def _next(self, request: Request) -> None:
         """Settle a request, or put it back."""
         if self._asker.over_budget:
-            answer = self._store.find(request.key, self._usable)
-            self._settle(request, answer, known=True)
+            self._settle(request, self._store.find(request.key, self._usable), known=True)
+            await asyncio.sleep(0)
             return
         state = self._store.claim(
             request,

@@ -119,9 +119,8 @@ def test_what_has_no_effect() -> None:
 
 def test_problems_have_a_place(tmp_path: Path) -> None:
     config = tmp_path / "c.yaml"
-    config.write_text(
-        "teacher: {base_url: 'http://h/v1', model: m}\ngenerate:\n  styl: reasoning\n  n: yes\n"
-    )
+    teacher = "teacher: {base_url: 'http://h/v1', model: m}\n"
+    config.write_text(f"{teacher}generate:\n  styl: reasoning\n  n: yes\n")
     with pytest.raises(ConfigError) as error:
         load(config)
     text = str(error.value)

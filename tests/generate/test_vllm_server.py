@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import json
 import os
@@ -12,7 +13,6 @@ import subprocess
 import sys
 import time
 import urllib.request
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -38,9 +38,11 @@ TEMPLATE = (
 )
 
 
-@contextmanager
+@contextlib.contextmanager
 def served(model: Path, port: int, log: Path) -> Iterator[subprocess.Popen[bytes]]:
-    command = [str(Path(sys.executable).parent / "vllm"), "serve", str(model), "--port", str(port)]
+    # What `vllm serve` runs; that command itself does not start where the package has another name.
+    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server"]
+    command += ["--model", str(model), "--port", str(port)]
     command += ["--host", "127.0.0.1", "--served-model-name", "tiny", "--max-model-len", "256"]
     command += ["--dtype", "float32", "--enforce-eager", "--max-num-seqs", "4"]
     environment = {**os.environ, "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_NO_USAGE_STATS": "1"}
@@ -52,7 +54,8 @@ def served(model: Path, port: int, log: Path) -> Iterator[subprocess.Popen[bytes
     try:
         yield process
     finally:
-        os.killpg(process.pid, signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
         process.wait()
 
 
