@@ -48,8 +48,8 @@ def generate(
 ) -> None:
     """Ask a teacher behind an API for training data.
 
-    The rows go to OUT, a JSONL file of messages. CONFIG is a YAML file with `teacher:` and `generate:`. Every answer is kept as it comes; the same command
-    goes on where it stopped, and asks nothing twice.
+    CONFIG is a YAML file with `teacher:` and `generate:`; the rows go to OUT, a JSONL file of messages. Every
+    answer is kept as it comes: the same command goes on where it stopped, and asks nothing twice.
     """
     from evolve.display.asking import showing
     from evolve.generate.config import load
