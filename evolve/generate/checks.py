@@ -44,6 +44,9 @@ _LOWEST_HIGHEST: dict[tuple[str, ...], tuple[float, float]] = {
 _NO_EFFECT = ("budget", "concurrency")
 """Of a run that comes to its end. One that a budget stops says so, and is no result."""
 
+_OF_A_MODEL = ("model", "endpoint", "extra_body")
+"""Keys of a teacher that decide what it answers."""
+
 
 def check_teacher(teacher: ApiTeacher) -> list[tuple[Path, str]]:
     """Return what is wrong with a teacher's block."""
@@ -125,6 +128,11 @@ def without_effect(plain: Mapping[str, Any]) -> dict[str, Any]:
     for key in ("prompts", "system_prompts", "textbook", "instruction"):
         if key not in used:
             found.pop(key, None)
+    filters = found.get("filters")
+    quality = filters.get("quality") if isinstance(filters, dict) else None
+    if isinstance(filters, dict) and isinstance(quality, dict) and isinstance(quality.get("judge"), dict):
+        judge = {key: quality["judge"][key] for key in _OF_A_MODEL if key in quality["judge"]}
+        found["filters"] = {**filters, "quality": {**quality, "judge": judge}}
     textbook = found.get("textbook")
     if isinstance(textbook, dict) and "words" not in textbook:
         found["textbook"] = {key: value for key, value in textbook.items() if key != "words_per_text"}

@@ -112,6 +112,12 @@ def test_what_has_no_effect() -> None:
 
     assert effect(concurrency=3, budget={"tokens": 1}) == effect()
     assert effect(n=2) != effect()
+
+    def judged(**keys: Any) -> Any:
+        judge = {"base_url": "http://a/v1", "model": "critic", **keys}
+        return effect(filters={"quality": {"judge": judge}})
+
+    assert judged() == judged(base_url="http://b/v1", timeout=3.0) != judged(model="other")
     verify = {"kind": "exact", "field": "answer"}
     assert effect(verify={**verify, "timeout": 9.0}) == effect(verify=verify)
     assert effect(verify={**verify, "ignore_case": True}) != effect(verify=verify)

@@ -69,12 +69,12 @@ def test_exercises_become_conversations(tmp_path: Path) -> None:
     book = {"topics": str(tmp_path / "topics.txt"), "texts_per_topic": 0, "exercises": 3}
     text = (
         "Here they are.\n\n**Exercise 1:** What is 1 + 1?\n**Solution:** Two.\n\n"
-        "Exercise: What is\n2 + 2?\nSolution:\nFour.\nIt is even.\n\nExercise 3: No solution"
+        "Exercise: -2 + 2\nand 4?\nSolution:\nFour.\nIt is even.\n\nExercise 3: No solution"
     )
     with serving(reply=lambda body: text) as server:
         made = run(tmp_path, server.url, style="textbook", textbook=book)
     pairs = [tuple(turn["content"] for turn in row["messages"]) for row in rows(made)]
-    assert pairs == [("What is 1 + 1?", "Two."), ("What is\n2 + 2?", "Four.\nIt is even.")]
+    assert pairs == [("What is 1 + 1?", "Two."), ("-2 + 2\nand 4?", "Four.\nIt is even.")]
 
 
 def test_the_student_never_sees_the_instruction(tmp_path: Path) -> None:

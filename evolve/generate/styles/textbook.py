@@ -29,8 +29,8 @@ _EXERCISES = (
     "every one as\nExercise: ...\nSolution: ...\nand nothing else."
 )
 _PAIR = re.compile(
-    r"^\W*Exercise\b[^:\n]*:\W*(?P<exercise>.+?)^\W*Solution\b[^:\n]*:(?P<solution>.+?)"
-    r"(?=^\W*Exercise\b[^:\n]*:|\Z)",
+    r"^[^\w\n]*Exercise\b[^:\n]*:(?P<exercise>.+?)^[^\w\n]*Solution\b[^:\n]*:(?P<solution>.+?)"
+    r"(?=^[^\w\n]*Exercise\b[^:\n]*:|\Z)",
     re.IGNORECASE | re.DOTALL | re.MULTILINE,
 )
 _MARKUP = " \t\n*#"

@@ -49,7 +49,7 @@ def judge_apart(job: Mapping[str, Any], cases: Sequence[Case], timeout: float) -
         for case in cases:
             line = json.dumps([case.answer, case.reference, dict(case.row)])
             if line not in known:
-                child = child or _Child(job)
+                child = child or _Child({**job, "timeout": timeout})
                 reply = child.ask(line, timeout)
                 if reply is None:
                     child.kill()

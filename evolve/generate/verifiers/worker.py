@@ -6,6 +6,7 @@ import importlib.util
 import json
 import os
 import re
+import signal
 import sys
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 Judge: TypeAlias = "Callable[[str, Any, dict[str, Any]], Any]"
+
+_GRACE_SECONDS = 10.0
 
 
 def main() -> None:
@@ -28,17 +31,21 @@ def main() -> None:
         replies.flush()
 
     try:
-        judge = _judge(json.loads(sys.stdin.readline()))
+        job = json.loads(sys.stdin.readline())
+        judge = _judge(job)
     except BaseException as error:
         reply(error=_words(error))
         return
     reply(ready=True)
     for line in sys.stdin:
         answer, reference, row = json.loads(line)
+        # The parent kills earlier, unless it is dead; the signal needs no help of Python, which may be stuck.
+        signal.setitimer(signal.ITIMER_REAL, 2 * job["timeout"] + _GRACE_SECONDS)
         try:
             reply(right=bool(judge(answer, reference, row)))
         except Exception as error:
             reply(right=False, error=_words(error))
+        signal.setitimer(signal.ITIMER_REAL, 0)
 
 
 def _words(error: BaseException) -> str:
