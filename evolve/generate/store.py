@@ -142,7 +142,7 @@ class Store:
                 f"{self.path} was written by a newer evolve: update evolve, or use another folder"
             )
         self._write_ahead()
-        self._file.execute("PRAGMA synchronous = FULL")
+        self._file.execute("PRAGMA synchronous = NORMAL")
         with self._writing():
             for statement in _TABLES.split(";\n"):
                 self._file.execute(statement)
@@ -254,7 +254,7 @@ class Store:
             usd,
             answer.model,
         )
-        with _explained(self.path), self._writing():
+        with _explained(self.path), self._on_the_disk(), self._writing():
             self._file.execute(f"INSERT INTO answers VALUES (NULL{', ?' * len(values)})", values)
             self._file.execute(
                 "UPDATE spent SET answers = answers + 1, prompt_tokens = prompt_tokens + ?, "
@@ -333,6 +333,15 @@ class Store:
         for owner, until in owners:
             if owner != self._owner and (until < now or dead(owner)):
                 self._file.execute("DELETE FROM claims WHERE owner = ?", (owner,))
+
+    @contextlib.contextmanager
+    def _on_the_disk(self) -> Iterator[None]:
+        """Wait for the disk where the block commits: a power cut may cost claims, but no answer."""
+        self._file.execute("PRAGMA synchronous = FULL")
+        try:
+            yield
+        finally:
+            self._file.execute("PRAGMA synchronous = NORMAL")
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:
