@@ -19,6 +19,9 @@ from evolve.errors import UserError
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
+    from evolve.generate.filters.base import Filter
+    from evolve.generate.styles.base import Style
+    from evolve.generate.verifiers.base import Verifier
     from evolve.score.engines.base import EngineFactory
     from evolve.score.scorers.base import ModelScorer
     from evolve.search.base import SamplerFactory
@@ -129,6 +132,7 @@ LOSSES: Registry[type[Loss]] = Registry(
     },
 )
 
+<<<<<<< HEAD
 TEACHERS: Registry[type[Teacher]] = Registry(
     "teacher",
     {
@@ -138,6 +142,42 @@ TEACHERS: Registry[type[Teacher]] = Registry(
     },
 )
 
+=======
+STYLES: Registry[type[Style]] = Registry(
+    "style",
+    {
+        "completion": "evolve.generate.styles.completion:Completion",
+        "explanation": "evolve.generate.styles.explanation:Explanation",
+        "textbook": "evolve.generate.styles.textbook:Textbook",
+        "reasoning": "evolve.generate.styles.reasoning:Reasoning",
+    },
+)
+
+VERIFIERS: Registry[type[Verifier]] = Registry(
+    "verifier",
+    {
+        "exact": "evolve.generate.verifiers.exact:Exact",
+        "numeric": "evolve.generate.verifiers.numeric:Numeric",
+        "math": "evolve.generate.verifiers.math:Math",
+        "regex": "evolve.generate.verifiers.regex:Regex",
+        "python": "evolve.generate.verifiers.python:Python",
+    },
+)
+
+FILTERS: Registry[type[Filter]] = Registry(
+    "filter",
+    {
+        "length": "evolve.generate.filters.length:Length",
+        "refusals": "evolve.generate.filters.refusals:Refusals",
+        "exact_duplicates": "evolve.generate.filters.exact_duplicates:ExactDuplicates",
+        "ngram_overlap": "evolve.generate.filters.ngram_overlap:NgramOverlap",
+        "near_duplicate": "evolve.generate.filters.near_duplicate:NearDuplicate",
+        "quality": "evolve.generate.filters.quality:Quality",
+    },
+)
+"""In the order in which they run."""
+
+>>>>>>> generate
 SAMPLERS: Registry[SamplerFactory] = Registry(
     "sampler",
     {

@@ -41,6 +41,7 @@ VERBS: dict[str, str] = {
     "export": "evolve.cli.export:export",
     "build": "evolve.cli.build:build",
     "capture": "evolve.cli.capture:capture",
+    "generate": "evolve.cli.generate:generate",
     "eval": "evolve.cli.eval:evaluate",
     "spaces": "evolve.cli.spaces:spaces",
     "ls": "evolve.cli.ls:ls",
