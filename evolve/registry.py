@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from evolve.stages.base import Stage
     from evolve.stages.distill.losses.base import Loss
     from evolve.stages.merge.base import MergeMethod
+    from evolve.training.regularizers.base import Regularizer
 
 T = TypeVar("T")
 
@@ -125,6 +126,15 @@ LOSSES: Registry[type[Loss]] = Registry(
         "hs_mse": "evolve.stages.distill.losses.hs_mse:HiddenMse",
         "attention_kl": "evolve.stages.distill.losses.attention_kl:AttentionKl",
         "attention_mse": "evolve.stages.distill.losses.attention_mse:AttentionMse",
+    },
+)
+
+REGULARIZERS: Registry[type[Regularizer]] = Registry(
+    "regularizer",
+    {
+        "ewc": "evolve.training.regularizers.ewc:Ewc",
+        "l2sp": "evolve.training.regularizers.l2sp:L2Sp",
+        "lwf": "evolve.training.regularizers.lwf:Lwf",
     },
 )
 
