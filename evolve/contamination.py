@@ -58,7 +58,7 @@ def index_of(tasks: Iterable[LoadedTask]) -> Index:
 
     return Index(
         {
-            Place(loaded.config.task, split, item.key): item_text(loaded.task, item.doc)
+            Place(loaded.entry, split, f"{loaded.prefix}{item.key}"): item_text(loaded.task, item.doc)
             for loaded in tasks
             for split, items in loaded.sets.items()
             for item in items

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from evolve.config.load import Loaded
-    from evolve.config.schema import ScoreConfig
+    from evolve.config.schema import ScoreConfig, SearchConfig
     from evolve.score.overlap import Overlap
     from evolve.score.tasks import LoadedTask
     from evolve.types import Parent
@@ -54,7 +54,7 @@ class Facts:
         disk: Bytes of disk that the run needs.
         disk_free: Bytes free where the run's folder will be.
         items: Task name to the number of items of a search score and of the holdout.
-        seconds: Rough time of the search.
+        seconds: Rough time of the search, the baselines and the last choice on the holdout included.
         most: Trials after which the search ends by itself, or None.
     """
 
@@ -165,11 +165,11 @@ class _Scored(NamedTuple):
 
 def _tasks(loaded: Loaded, score: ScoreConfig) -> _Scored:
     from evolve.score.scorers.base import make_scorers
-    from evolve.score.tasks import load_tasks
+    from evolve.score.tasks import load_tasks, sizes
 
     tasks, found = load_tasks(score) if score.tasks else ([], [])
     scorers, wrong = make_scorers(score)
-    items = {task.config.task: (len(task.sets["search"]), len(task.sets["holdout"])) for task in tasks}
+    items = {name: (found["search"], found["holdout"]) for name, found in sizes(tasks).items()}
     items |= {name: (one.sizes["search"], one.sizes["holdout"]) for name, one in scorers.items()}
     problems = [loaded.problem(("score", *path), message) for path, message in [*found, *wrong]]
     return _Scored(tasks, items, problems)
@@ -201,7 +201,6 @@ def _facts(
     weights = once * (width or _bytes(held) / max(1, _parameters(held)))
     widest = max((spec.numel for spec in largest.specs.values()), default=0)
     memory = _RUNTIME_BYTES + round(weights) + 4 * widest * (len(models) + 1)
-    candidate = _candidate_seconds(loaded, parameters, _bytes(largest), items)
     return Facts(
         genes=genes,
         population=population,
@@ -215,19 +214,39 @@ def _facts(
         disk=_bytes(largest) + trials * 300_000,
         disk_free=shutil.disk_usage(_existing(runs)).free,
         items=dict(items),
-        seconds=candidate * (trials + len(models) + 1) / min(evaluators, population),
+        seconds=_seconds(loaded, trials, parameters, _bytes(largest), items) / min(evaluators, population),
         most=most,
     )
 
 
-def _candidate_seconds(
-    loaded: Loaded, parameters: int, weights: int, items: Mapping[str, tuple[int, int]]
+def _seconds(
+    loaded: Loaded, trials: int, parameters: int, weights: int, items: Mapping[str, tuple[int, int]]
 ) -> float:
-    engine = loaded.config.engine
-    tokens = _TOKENS_PER_ITEM * sum(search for search, _ in items.values())
+    """Return the rough time of everything that is built and scored, on one evaluator."""
+    engine, score = loaded.config.engine, loaded.config.score
     speed = _GPU_FLOPS if _gpus() and engine.gpus != 0 else _CPU_FLOPS_PER_CORE * engine.cpus
-    swap = weights * (len(loaded.config.models) + 1) / _SWAP_BYTES_PER_SECOND
-    return 2 * parameters * tokens / speed + swap + _OVERHEAD_SECONDS
+    load = weights * (len(loaded.config.models) + 1) / _SWAP_BYTES_PER_SECOND + _OVERHEAD_SECONDS
+    search, holdout = (
+        load + 2 * parameters * _TOKENS_PER_ITEM * sum(sizes[which] for sizes in items.values()) / speed
+        for which in (0, 1)
+    )
+    share, loads = _asked(loaded.config.search)
+    baselines = len(loaded.config.models) + 1
+    finalists = baselines + min(score.holdout.top, trials) if score and score.holdout.items else 0
+    return trials * (loads * load + share * (search - load)) + baselines * search + finalists * holdout
+
+
+def _asked(search: SearchConfig) -> tuple[float, float]:
+    """Return the share of the items that a candidate is asked, and how often it is loaded, about.
+
+    Nobody knows beforehand how far the items grow: the share is the geometric mean of the first one and all,
+    and the product of both where candidates race on items that grow.
+    """
+    racing, growth, estimator = search.racing, search.items_growth, search.estimator
+    firsts = [block.first for block in (racing, growth) if block is not None]
+    if not firsts:
+        return (estimator.anchors if estimator is not None else 1.0), 1.0
+    return math.sqrt(math.prod(firsts)), 2.0 if racing is not None else 1.0
 
 
 def _resources(loaded: Loaded, facts: Facts, runs: Path) -> list[Problem]:

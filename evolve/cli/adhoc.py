@@ -51,8 +51,13 @@ def score_block(
 
 
 def _first_metric(catalog: Catalog, name: str) -> str:
+    from evolve.score.groups import Leaf
+
     try:
-        task, _ = catalog.load(name, 0)
+        group = catalog.group(name)
+        if group is not None:
+            return group.aggregates[0].metric
+        task, _ = catalog.load(Leaf(name), 0)
     except TaskError as error:
         raise TaskError(f"--tasks: task {name!r}: {error}") from error
     metrics = list(task.aggregation())

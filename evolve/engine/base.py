@@ -75,6 +75,17 @@ class Pool(Protocol):
         ...
 
 
+def longest_first(jobs: Sequence[Job]) -> list[Job]:
+    """Return jobs in the order in which they are started: those that train first, else as they came.
+
+    A candidate that trains takes minutes where another takes seconds; started last, it would leave all other
+    evaluators waiting. Results do not depend on the order.
+    """
+    from evolve.stages.pipeline import trained
+
+    return sorted(jobs, key=lambda job: -trained(job.recipe))
+
+
 class Loop(Protocol):
     """A search that advances by one generation at a time and keeps its state on disk."""
 

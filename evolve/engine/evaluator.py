@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from evolve.errors import CandidateError, UserError
 from evolve.stages.memo import DEFAULT_BYTES, Memo
-from evolve.types import Failed, FailureKind, Job, Outcome, Scored
+from evolve.types import Failed, FailureKind, Job, Outcome, Recipe, Scored
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -122,13 +122,14 @@ class Evaluator:
         from evolve.weights.prefetch import prefetched
 
         with clock.phase("build"):
-            model = build(
-                job.recipe,
-                self._parents,
-                seed=self._spec.seed,
-                folder=Path(self._spec.folder),
-                memo=self._memo,
-            )
+            with self._room_to_train(job.recipe):
+                model = build(
+                    job.recipe,
+                    self._parents,
+                    seed=self._spec.seed,
+                    folder=Path(self._spec.folder),
+                    memo=self._memo,
+                )
             model = prefetched(model, self._spec.threads)
 
         def timed(name: str) -> Tensor:
@@ -136,6 +137,25 @@ class Evaluator:
                 return model.tensor(name)
 
         return replace(model, tensor=timed)
+
+    @contextlib.contextmanager
+    def _room_to_train(self, recipe: Recipe) -> Iterator[None]:
+        """Let the engine sleep while a stage trains, also where that fails: it works with the next load."""
+        from evolve.stages.pipeline import training_bytes
+
+        needed = training_bytes(recipe, self._parents)
+        if not needed:
+            yield
+            return
+        engine = self._require_engine()
+        engine.sleep(short=_is_short(needed))
+        if _is_short(needed, anywhere=True):
+            logger.warning("training takes about %.1f GB, and less is free", needed / 1e9)
+        try:
+            yield
+        finally:
+            _empty_cache()
+            engine.wake()
 
     def _score(self, job: Job) -> Scored:
         from evolve.score.objective import objective
@@ -184,6 +204,31 @@ def _placed(parents: dict[str, Model], score: ScoreConfig) -> dict[str, Model]:
 
         free = min(free, int((1 - memory_share(score)) * whole))
     return resident(parents, torch.device("cuda"), max(0, free // 2 - DEFAULT_BYTES))
+
+
+def _is_short(needed: int, *, anywhere: bool = False) -> bool:
+    """Whether less than ``needed`` bytes of this machine's memory are free, or ``anywhere``: of the GPU's.
+
+    Training on a GPU keeps the weights alone in the machine's memory.
+    """
+    import torch
+
+    from evolve.validation import free_memory
+
+    if torch.cuda.is_available():
+        if anywhere:
+            return bool(torch.cuda.mem_get_info()[0] < needed)
+        needed //= 4
+    free = free_memory()
+    return free is not None and free < needed
+
+
+def _empty_cache() -> None:
+    """Give back to the GPU what training has left in torch's cache, so that the engine finds it free."""
+    import torch
+
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 class _Clock:

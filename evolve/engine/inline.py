@@ -7,7 +7,7 @@ import signal
 import threading
 from typing import TYPE_CHECKING
 
-from evolve.engine.base import Result
+from evolve.engine.base import Result, longest_first
 from evolve.engine.evaluator import Evaluator
 from evolve.errors import CandidateError, Interrupted
 from evolve.types import Failed
@@ -36,7 +36,7 @@ class InlinePool:
         """See :class:`evolve.engine.base.Pool`."""
         if jobs:
             self._evaluator.start()
-        for job in jobs:
+        for job in longest_first(jobs):
             for attempt in (1, 2):
                 if should_stop():
                     raise Interrupted("stopped")

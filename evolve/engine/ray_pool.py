@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from evolve.engine.base import Result
+from evolve.engine.base import Result, longest_first
 from evolve.errors import Interrupted, UserError
 from evolve.types import Failed, FailureKind, Job, Outcome
 
@@ -122,7 +122,7 @@ class RayPool:
             if slot.actor is None:
                 slot.failures = 0
                 self._start(slot)
-        queue = _Queue(deque(jobs))
+        queue = _Queue(deque(longest_first(jobs)))
         left = len(jobs)
         while left:
             if should_stop():

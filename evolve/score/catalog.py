@@ -13,20 +13,36 @@ import logging
 import random
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from evolve.errors import TaskError
 from evolve.registry import did_you_mean
+from evolve.score.groups import Aggregate, Leaf, aggregates, config_of, is_task, leaves
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
 logger = logging.getLogger(__name__)
 
 _SHOWN = 8
-_TASKS = frozenset({"TASK", "PY_TASK"})
+
+
+class Group(NamedTuple):
+    """A group of tasks with a score of its own.
+
+    Attributes:
+        name: Its name.
+        leaves: Its tasks, in lm-eval's order.
+        aggregates: How it makes one number of theirs, a metric each.
+        folder: Where its YAML is.
+    """
+
+    name: str
+    leaves: tuple[Leaf, ...]
+    aggregates: tuple[Aggregate, ...]
+    folder: Path
 
 
 class Catalog:
@@ -47,25 +63,57 @@ class Catalog:
             TaskManager(include_path=str(self._folder), include_defaults=False) if self._folder else None
         )
 
-    def load(self, name: str, seed: int) -> tuple[Any, list[Any]]:
-        """Return the lm-eval task object ``name``, and the documents that it is scored on.
-
-        Args:
-            name: Name of one task.
-            seed: Seeds what the task's own code draws while it reads its data.
+    def group(self, name: str) -> Group | None:
+        """Return the group ``name``; None where it is one task.
 
         Raises:
-            TaskError: No such task, a group of tasks, or its data cannot be read.
+            TaskError: No such task or group; or one without a score of its own.
         """
-        manager, entry = self._find(name)
-        if entry.kind.name not in _TASKS:
-            raise TaskError(_about_group(name, manager, entry))
-        changes = _anchored(entry.cfg or {}, entry.yaml_path.parent) if manager is self._local else {}
+        _, entry = self._find(name)
+        if is_task(entry):
+            return None
+        if entry.kind.name == "TAG":
+            names = sorted(entry.tags)
+            raise TaskError(f"it is a tag of {_listed(names)}; a tag has no score: list those you want")
+        config = config_of(entry)
+        members = tuple(leaves(config, self._lookup))
+        known = aggregates(config)
+        names = [leaf.name for leaf in members]
+        if not known:
+            raise TaskError(
+                f"it is a group of {_listed(names)}; without an aggregate_metric_list it has no score: "
+                "list those you want one by one"
+            )
+        if twice := sorted({one for one in names if names.count(one) > 1}):
+            raise TaskError(f"it is a group that holds {twice[0]!r} twice: list its tasks one by one")
+        folder = entry.yaml_path.parent if entry.yaml_path is not None else Path()
+        return Group(name, members, known, folder)
+
+    def load(self, leaf: Leaf, seed: int, folder: Path | None = None) -> tuple[Any, list[Any]]:
+        """Return an lm-eval task object, and the documents that it is scored on.
+
+        Args:
+            leaf: The task.
+            seed: Seeds what the task's own code draws while it reads its data.
+            folder: The folder of the group's YAML, for a task that is written there.
+
+        Raises:
+            TaskError: No such task, or its data cannot be read.
+        """
+        spec: dict[str, Any] = {"task": leaf.name, **leaf.changes}
+        if leaf.inline and "dataset_path" in leaf.changes:
+            manager = self._local or _builtin()
+            spec |= _anchored(spec, folder or Path())
+        else:
+            manager, entry = self._find(leaf.name)
+            if not is_task(entry):
+                raise TaskError(f"{leaf.name!r} is no task")
+            if manager is self._local:
+                spec |= _anchored({**(entry.cfg or {}), **leaf.changes}, entry.yaml_path.parent)
         try:
             with _seeded(seed), _no_progress():
                 # A group of one, because this is where lm-eval takes changes to a registered task.
-                loaded = manager.load({"group": "evolve", "task": [{"task": name, **changes}]})
-                task = loaded["tasks"][name]
+                [task] = manager.load({"group": "evolve", "task": [spec]})["tasks"].values()
                 docs = list(task.eval_docs)
                 if not docs:
                     raise IndexError
@@ -73,10 +121,17 @@ class Catalog:
             raise TaskError(_about_data(error)) from error
         return task, docs
 
+    def _lookup(self, name: str) -> Any:
+        try:
+            return self._find(name)[1]
+        except TaskError:
+            return None
+
     def _find(self, name: str) -> tuple[Any, Any]:
         if self._local is not None and name in self._local.task_index:
             return self._local, self._local.task_index[name]
-        own = _namesake(name) or _builtin()
+        # Once the whole index is there, it is the quicker one.
+        own = (None if _builtin.cache_info().currsize else _namesake(name)) or _builtin()
         if name in own.task_index:
             return own, own.task_index[name]
         known = list(own.all_tasks) + (list(self._local.all_tasks) if self._local else [])
@@ -125,33 +180,13 @@ def _namesake(name: str) -> Any:
     for path in Path(lm_eval.tasks.__file__).parent.rglob(f"{name}.yaml"):
         manager = lm_eval.tasks.TaskManager(include_path=str(path.parent), include_defaults=False)
         entry = manager.task_index.get(name)
-        if entry is not None and entry.kind.name in _TASKS:
+        if entry is not None and is_task(entry):
             own.append(manager)
     return own[0] if len(own) == 1 else None
 
 
-def _about_group(name: str, manager: Any, entry: Any) -> str:
-    members = _members(manager, entry, set())
-    some = ", ".join(members[:_SHOWN]) + (", ..." if len(members) > _SHOWN else "")
-    return f"{name!r} is a group of {len(members)} tasks: list those you want one by one: {some}"
-
-
-def _members(manager: Any, entry: Any, seen: set[str]) -> list[str]:
-    """Return the tasks of a group or tag, those of the groups in it included."""
-    if entry.kind.name == "TAG":
-        names = sorted(entry.tags)
-    else:
-        listed = (entry.cfg or {}).get("task") or []
-        names = [item.get("task") or item.get("group") if isinstance(item, dict) else item for item in listed]
-    found: list[str] = []
-    for name in names:
-        inner = manager.task_index.get(name)
-        if not isinstance(name, str) or name in seen:
-            continue
-        seen.add(name)
-        nested = inner is not None and inner.kind.name not in _TASKS
-        found.extend(_members(manager, inner, seen) if nested else [name])
-    return found
+def _listed(names: Sequence[str]) -> str:
+    return f"{len(names)} tasks: {', '.join(names[:_SHOWN])}" + (", ..." if len(names) > _SHOWN else "")
 
 
 def _about_data(error: Exception) -> str:

@@ -22,7 +22,7 @@ class Item:
     """One document of a task.
 
     Attributes:
-        key: 16 hex digits of the SHA-256 of its content.
+        key: 16 hex digits of the SHA-256 of its content; behind ``member/`` in a group of tasks.
         doc: The document as lm-eval gives it.
     """
 
@@ -65,14 +65,15 @@ def ranked(items: Iterable[Item], seed: int) -> list[Item]:
 class Draw:
     """Takes items in the order of the draw, skipping those whose text was taken before.
 
-    Two documents may differ in an id and read the same; such twins must not stand on both sides.
+    Two documents may differ in an id and read the same; such twins must not stand on both sides. Nor may one
+    document that several tasks of a group ask about; on one side it is an item of each.
 
     Attributes:
         seen: Keys and texts of the items taken so far.
         twins: Items skipped so far.
     """
 
-    def __init__(self, items: list[Item], text: Callable[[Any], str]) -> None:
+    def __init__(self, items: list[Item], text: Callable[[Item], str]) -> None:
         self._items = items
         self._text = text
         self._next = 0
@@ -90,11 +91,13 @@ class Draw:
         while self._next < len(self._items) and (count is None or len(taken) < count):
             item = self._items[self._next]
             self._next += 1
-            marks = {item.key, self._text(item.doc)}
-            if marks & self.seen or any(mark in avoid for mark in marks):
+            member, _, document = item.key.rpartition("/")
+            text = self._text(item)
+            own = {item.key, f"{member}/{text}"}
+            if own & self.seen or any(mark in avoid for mark in (document, text)):
                 self.twins += 1
                 continue
-            self.seen |= marks
+            self.seen |= {*own, document, text}
             taken.append(item)
         return tuple(sorted(taken, key=lambda item: item.key))
 

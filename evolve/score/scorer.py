@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from evolve.errors import CandidateError, TaskError
+from evolve.score.groups import gathered
 from evolve.score.items import item_key
 from evolve.score.metrics import chance_of, item_values, standard_error
 from evolve.score.requests import SplitTask, build_requests, parts_of, remember_texts
 from evolve.score.scorers.base import make_scorers
-from evolve.score.tasks import LoadedTask, load_tasks
+from evolve.score.tasks import LoadedTask, load_tasks, sizes
 from evolve.types import Items, Split, TaskScore, content_hash
 
 if TYPE_CHECKING:
@@ -82,8 +83,9 @@ class Scorer:
         """Task name to the number of items in each split."""
         self.prepare()
         return {
-            loaded.config.task: {split: len(loaded.sets[split]) for split in SPLITS} for loaded in self._tasks
-        } | {name: dict(scorer.sizes) for name, scorer in self._scorers.items()}
+            **sizes(self._tasks),
+            **{name: dict(scorer.sizes) for name, scorer in self._scorers.items()},
+        }
 
     @property
     def ratios(self) -> list[str]:
@@ -96,13 +98,21 @@ class Scorer:
             for loaded in self._tasks
             if loaded.task.aggregation().get(loaded.metric, mean) is not mean
         )
-        return [*tasks, *self._scorers]
+        alike = (
+            f"{part.group} (its tasks count alike)"
+            for loaded in self._tasks
+            if (part := loaded.part) and not part.by_size
+        )
+        return list(dict.fromkeys([*tasks, *alike, *self._scorers]))
 
     @property
     def duplicates(self) -> dict[str, int]:
         """Task name to the number of items left out because others say the same."""
         self.prepare()
-        return {loaded.config.task: loaded.duplicates for loaded in self._tasks}
+        found: dict[str, int] = {}
+        for loaded in self._tasks:
+            found[loaded.entry] = found.get(loaded.entry, 0) + loaded.duplicates
+        return found
 
     def requests(self, split: Split) -> list[tuple[str, str, tuple[Any, ...]]]:
         """Return ``(task, request type, arguments)`` of every request of a split, chat template left out."""
@@ -139,9 +149,12 @@ class Scorer:
         from lm_eval.evaluator import evaluate
 
         views = self._views(engine.lm, split)
-        asked: dict[str, Sequence[Item]] = {loaded.config.task: loaded.sets[split] for loaded in self._tasks}
+        asked: dict[str, Sequence[Item]] = {
+            loaded.config.task: loaded.sets[split] for loaded in self._tasks if loaded.sets[split]
+        }
+        views = {name: views[name] for name in asked}
         if items:
-            views, asked = parts_of(views, asked, items)
+            views, asked = parts_of(views, asked, self._of_tasks(items))
         self._seed()
         try:
             results = evaluate(
@@ -157,11 +170,22 @@ class Scorer:
             raise TaskError(f"this backend does not answer all of {', '.join(kinds)}") from error
         if results is None:
             raise CandidateError("score", "lm-eval gave no results: this process has a rank other than 0")
-        return {
+        scores = {
             loaded.config.task: _task_score(loaded, asked[loaded.config.task], results)
             for loaded in self._tasks
             if loaded.config.task in asked
         }
+        return gathered(scores, {loaded.config.task: loaded.part for loaded in self._tasks})
+
+    def _of_tasks(self, items: Items) -> Items:
+        """Return items of groups as those of their tasks."""
+        found: dict[str, list[str]] = {}
+        for entry, keys in items:
+            for key in keys:
+                member, _, own = key.rpartition("/")
+                name = f"{entry}/{member}" if member else entry
+                found.setdefault(name, []).append(own)
+        return tuple((name, tuple(keys)) for name, keys in found.items())
 
     def _views(self, lm: Any, split: Split) -> dict[str, SplitTask]:
         """Return lm-eval's view of each task, with prompts in the model's chat template where asked for."""
@@ -246,6 +270,7 @@ def _fingerprint(
     described = [
         {
             "task": loaded.config.task,
+            **({"by_size": loaded.part.by_size} if loaded.part else {}),
             "metric": loaded.metric,
             "filter": loaded.filter,
             "shots": loaded.shots,

@@ -36,6 +36,16 @@ class Stage(Protocol):
         ...
 
     @staticmethod
+    def trains(block: StageBlock) -> bool:
+        """Whether ``run`` of a block with all values fixed trains: it takes minutes and a lot of memory.
+
+        Where it does, the inference engine gives its memory back before ``run`` is called, and candidates
+        that train are started first. All training happens in ``run``: the tensors of its output are only
+        read. A stage that never trains may leave this method out.
+        """
+        return False
+
+    @staticmethod
     def outline(block: StageBlock, models: Mapping[str, Model]) -> Model:
         """Return a model with the config, specs and files that the output will have; no tensor is read.
 

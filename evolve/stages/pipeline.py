@@ -12,6 +12,7 @@ from pydantic import ValidationError
 from evolve.config.files import located
 from evolve.errors import CandidateError, UserError
 from evolve.registry import STAGES, did_you_mean
+from evolve.stages.base import Stage
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from evolve.config.values import StageBlock
-    from evolve.stages.base import Stage
     from evolve.stages.memo import Memo
     from evolve.types import Recipe
     from evolve.weights.model import Model
@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 
 _MOST_SHAPES = 16
 """Most combinations of its inputs' shapes that a stage is checked with."""
+
+_TRAINED_BYTES = 16
+"""Of a parameter that is trained: itself, its gradient and two moments, 4 bytes each."""
 
 
 @dataclass(frozen=True)
@@ -185,6 +188,40 @@ def outline(recipe: Recipe, parents: Mapping[str, Model]) -> Model:
     known = {name: parents[name] for name in recipe.models}
     blocks = list(_blocks(recipe.pipeline))
     return outputs(blocks, known)[-1] if blocks else next(iter(known.values()))
+
+
+def trained(recipe: Recipe) -> int:
+    """Return how many stages of a recipe train; 0 also for a recipe that cannot be built."""
+    try:
+        return sum(
+            block.enabled is not False and _trains(STAGES.load(kind), block)
+            for kind, block in _blocks(recipe.pipeline)
+        )
+    except (CandidateError, ValueError):
+        return 0
+
+
+def training_bytes(recipe: Recipe, parents: Mapping[str, Model]) -> int:
+    """Return how much memory training takes at most, about; 0 where no stage trains.
+
+    That is weights, gradients and Adam's two moments in fp32 of the largest model in the recipe. Adapters
+    take less; activations come on top.
+    """
+    if not trained(recipe):
+        return 0
+    try:
+        known = {name: parents[name] for name in recipe.models}
+        models = [*known.values(), *outputs(list(_blocks(recipe.pipeline)), known)]
+    except (CandidateError, KeyError):  # building it says what is wrong
+        return 0
+    sizes = (
+        sum(spec.numel for name, spec in model.specs.items() if name not in model.same) for model in models
+    )
+    return _TRAINED_BYTES * max(sizes)
+
+
+def _trains(stage: type[Stage], block: StageBlock) -> bool:
+    return bool(getattr(stage, "trains", Stage.trains)(block))
 
 
 def _blocks(pipeline: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, StageBlock]]:

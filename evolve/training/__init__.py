@@ -1,1 +1,1 @@
-"""Training, shared by the stages that train: rows of tokens, their order, arguments, adapters, one trainer."""
+"""Training, shared by the stages that train: rows of tokens, arguments, adapters, one trainer."""

@@ -1,4 +1,4 @@
-"""What is trained on: rows of tokens in the order in which they are seen, each of one or several documents."""
+"""What is trained on: rows of tokens in the order in which they are seen, of one or several documents."""
 
 from __future__ import annotations
 

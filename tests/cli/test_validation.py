@@ -20,6 +20,20 @@ def test_facts(made, tmp_path):
     assert facts["seconds"] > 0
 
 
+def test_the_time_counts_finalists_and_parts_of_items(made, tmp_path):
+    def seconds(*overrides: str) -> float:
+        return read_json("validate", made[0], "--runs", tmp_path, *overrides)["facts"]["seconds"]
+
+    plain = seconds("score.holdout.top=5")
+    assert seconds("score.holdout.items=0") < seconds("score.holdout.top=1") < plain
+    assert seconds("score.holdout.top=99") == seconds("score.holdout.top=9"), "no more than there are trials"
+    grown = seconds("search.items_growth={first: 0.1}")
+    assert seconds("search.items_growth={first: 0.01}") < grown < plain
+    assert seconds("search.estimator={anchors: 0.1}") < plain
+    raced = seconds("search.racing={first: 0.25}")
+    assert raced > seconds("search.items_growth={first: 0.25}"), "a race loads a candidate again"
+
+
 def test_the_table_and_the_warnings(made, tmp_path):
     result = call(
         "validate", made[0], "--runs", tmp_path, "search.population=4", "engine={kind: ray, evaluators: 3}"

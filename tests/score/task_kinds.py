@@ -76,6 +76,11 @@ def write_kinds(folder: Path) -> None:
     _write_likelihoods(folder)
     group = {"group": "both", "task": ["choice", "generate"]}
     (folder / "both.yaml").write_text(yaml.safe_dump(group))
+    inner = {"group": "inner", "task": ["shots", "long"]}
+    for name, by_size in (("sized", True), ("alike", False)):
+        rule = [{"metric": "acc", "weight_by_size": by_size}]
+        group = {"group": name, "task": ["choice", inner], "aggregate_metric_list": rule}
+        (folder / f"{name}.yaml").write_text(yaml.safe_dump(group))
 
 
 def _write_generation(folder: Path) -> None:

@@ -115,7 +115,7 @@ def compare(answers: dict[str, Any], scores: Any, results: Any, kinds: dict[str,
             assert bool(answers[key][1]) == bool(answer[1]), key
         else:
             assert answers[key] == pytest.approx(answer, rel=1e-5), key
-    for name, metric in kinds.items():
+    for name, metric in kinds.items() if scores else ():
         metric = metric.partition(",")[0]
         samples = {item_key(sample["doc"]): sample[metric] for sample in results["samples"][name]}
         assert scores[name].items.keys() == samples.keys()
@@ -167,6 +167,26 @@ def test_the_members_of_a_group(
     members = {name: KINDS[name] for name in ("choice", "generate")}
     answers, scores = ours(engine, scorer_of(home, members), monkeypatch)
     compare(answers, scores, theirs(plain, home, ["both"]), members)
+
+
+@pytest.mark.usefixtures("at_home")
+@pytest.mark.parametrize("name", ["sized", "alike"])
+def test_a_group_as_a_task(
+    home: Path, engine: Engine, plain: Any, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    answers, scores = ours(engine, scorer_of(home, {name: "acc"}), monkeypatch)
+    results = theirs(plain, home, [name])
+    group = scores.pop(name)
+    assert not scores and group.value == pytest.approx(results["groups"][name]["acc,none"], abs=1e-9)
+    members = ("choice", "shots", "long")
+    samples = {
+        f"{task}/{item_key(sample['doc'])}": sample["acc"]
+        for task in members
+        for sample in results["samples"][task]
+    }
+    assert group.items.keys() == samples.keys()
+    assert name == "alike" or group.items == samples
+    compare(answers, {}, results, dict.fromkeys(members, ""))
 
 
 @pytest.mark.usefixtures("at_home")

@@ -20,7 +20,7 @@ def text(doc: Any) -> str:
 def test_a_draw(pool: list[dict[str, int]], held: int, wanted: int | None, seed: int, random: Any) -> None:
     items, left_out = distinct(pool)
     assert len(items) + left_out == len(pool)
-    draw = Draw(ranked(items, seed), text)
+    draw = Draw(ranked(items, seed), lambda item: text(item.doc))
     holdout, search = draw.take(held), draw.take(wanted)
     texts = [text(item.doc) for item in (*holdout, *search)]
     assert len(set(texts)) == len(texts), "the same question stands on both sides, or twice"
@@ -31,13 +31,16 @@ def test_a_draw(pool: list[dict[str, int]], held: int, wanted: int | None, seed:
         assert [item.key for item in part] == sorted(item.key for item in part)
     shuffled = list(pool)
     random.shuffle(shuffled)
-    again = Draw(ranked(distinct(shuffled)[0], seed), text)
+    again = Draw(ranked(distinct(shuffled)[0], seed), lambda item: text(item.doc))
     assert (again.take(held), again.take(wanted)) == (holdout, search)
 
 
 @given(docs, st.integers(1, 20), st.integers(0, 5))
 def test_more_items_keep_those_there_were(pool: list[dict[str, int]], wanted: int, seed: int) -> None:
-    few, more = Draw(ranked(distinct(pool)[0], seed), text), Draw(ranked(distinct(pool)[0], seed), text)
+    few, more = (
+        Draw(ranked(distinct(pool)[0], seed), lambda item: text(item.doc)),
+        Draw(ranked(distinct(pool)[0], seed), lambda item: text(item.doc)),
+    )
     assert few.take(3) == more.take(3)
     assert {item.key for item in few.take(wanted)} <= {item.key for item in more.take(wanted + 5)}
 

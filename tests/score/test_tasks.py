@@ -110,12 +110,12 @@ def test_no_such_folder(tmp_path: Path) -> None:
     assert path == ("include_path",) and "nowhere" in text
 
 
-def test_a_group_names_its_tasks(folder: Path) -> None:
+def test_a_group_without_a_score_names_its_tasks(folder: Path) -> None:
     (folder / "both.yaml").write_text("group: both\ntask: [choice, {task: generate, num_fewshot: 1}]\n")
-    (folder / "all.yaml").write_text("group: all\ntask: [both, choice]\n")
+    (folder / "all.yaml").write_text("group: all\ntask: [both]\n")
     for name in ("both", "all"):
         _, text = only(config(folder, {"task": name, "metric": "acc"}))
-        assert "is a group of 2 tasks" in text and "choice, generate" in text
+        assert "is a group of 2 tasks: choice, generate" in text and "one by one" in text
 
 
 def test_a_task_of_lm_eval_is_found_without_its_whole_index(folder: Path) -> None:

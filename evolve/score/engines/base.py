@@ -35,6 +35,23 @@ class Engine(Protocol):
         """
         ...
 
+    def sleep(self, *, short: bool = False) -> None:
+        """Make room for training: hold no memory of an accelerator, and no model that answers.
+
+        ``lm`` and ``model`` cannot be used until the next ``load``. Safe to call twice.
+
+        Args:
+            short: The machine's own memory is short too: give back all of it; the next ``load`` is slower.
+        """
+        ...
+
+    def wake(self) -> None:
+        """Take back what :meth:`sleep` gave, as far as it was no ``short`` sleep; the next call is ``load``.
+
+        ``load`` wakes a sleeping engine by itself. Does nothing to one that is awake.
+        """
+        ...
+
     def close(self) -> None:
         """Give the memory back. Safe to call twice."""
         ...

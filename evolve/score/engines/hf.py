@@ -75,6 +75,7 @@ class HfEngine:
         self._identity: _Identity | None = None
         self._names: dict[str, str] = {}
         self._loaded = False
+        self._asleep = False
         self._memos: dict[str, Memo] = {}
         self._model: Model | None = None
 
@@ -94,6 +95,7 @@ class HfEngine:
 
     def load(self, model: Model) -> None:
         """Overwrite the parameters, or build the model again where the architecture changed."""
+        self.wake()
         files = side_files(model)
         identity = _Identity(
             model.architecture,
@@ -113,6 +115,26 @@ class HfEngine:
                 self._names = {name: own for name, own in names.items() if name not in model.same}
             self._copy(model)
         self._loaded, self._model = True, model
+
+    def sleep(self, *, short: bool = False) -> None:
+        """Move the weights to the CPU, to be overwritten later; drop the model where memory is short."""
+        self._loaded, self._model = False, None
+        if self._lm is None or self._asleep:
+            if short:
+                self._drop()
+            return
+        if short or hasattr(self._lm.model, "hf_device_map"):
+            self._drop()
+        elif self._device != "cpu":
+            self._lm.model.to("cpu")
+            self._asleep = True
+            self._empty_cache()
+
+    def wake(self) -> None:
+        """Move the weights back to where the engine computes."""
+        if self._asleep:
+            self._asleep = False
+            self._lm.model.to(self._device)
 
     def close(self) -> None:
         """Drop the model."""
@@ -211,12 +233,17 @@ class HfEngine:
     def _drop(self) -> None:
         self._lm = None
         self._identity = None
-        self._loaded = False
+        self._loaded = self._asleep = False
         gc.collect()
-        if self._device == "cuda":
-            import torch
+        self._empty_cache()
 
+    def _empty_cache(self) -> None:
+        import torch
+
+        if self._device == "cuda":
             torch.cuda.empty_cache()
+        elif self._device == "mps":
+            torch.mps.empty_cache()
 
 
 def _share(network: Any, same: Mapping[str, str]) -> None:

@@ -105,6 +105,7 @@ class VllmEngine:
         self._identity: _Identity | None = None
         self._names: dict[str, str] | None = None
         self._loaded = False
+        self._asleep = False
         self._home = tempfile.TemporaryDirectory(prefix="evolve-engine-", ignore_cleanup_errors=True)
         self._starts = 0
         self._memos: dict[str, Memo] = {}
@@ -126,6 +127,7 @@ class VllmEngine:
 
     def load(self, model: Model) -> None:
         """Replace the weights, or start again where the engine cannot take them."""
+        self.wake()
         files = side_files(model)
         identity = _Identity(
             model.architecture, side_key(files), choose_dtype(self._config, model, self._device)
@@ -143,6 +145,39 @@ class VllmEngine:
                 self._names = names
             self._swap(model, names)
         self._loaded, self._model = True, model
+
+    def sleep(self, *, short: bool = False) -> None:
+        """Put a GPU's engine to sleep where it was started with ``enable_sleep_mode``, else stop it.
+
+        On a CPU the engine keeps its memory, unless that is short. A stopped engine starts with the next
+        ``load``.
+        """
+        self._loaded, self._model = False, None
+        if self._running is None or (self._device == "cpu" and not short):
+            return
+        # Without an identity it starts again for the next model anyway.
+        can = self._config.engine_args.get("enable_sleep_mode") and self._identity is not None
+        if short or self._device == "cpu" or not can:
+            self._stop()
+        elif not self._asleep:
+            try:
+                # Level 2 keeps no weights: the next load brings all of them.
+                self._running.model.sleep(level=2)
+                self._asleep = True
+            except Exception:
+                logger.warning("vLLM did not fall asleep, and is stopped", exc_info=True)
+                self._stop()
+
+    def wake(self) -> None:
+        """Wake the engine, if it sleeps; where it does not wake, the next ``load`` starts it again."""
+        if not self._asleep:
+            return
+        self._asleep = False
+        try:
+            self._running.model.wake_up()
+        except Exception:
+            logger.warning("vLLM did not wake up, and is stopped", exc_info=True)
+            self._stop()
 
     def close(self) -> None:
         """Stop the engine and give its memory back."""
@@ -245,7 +280,7 @@ class VllmEngine:
 
     def _stop(self) -> None:
         running, self._running = self._running, None
-        self._loaded = False
+        self._loaded = self._asleep = False
         self._identity = None
         if running is None:
             return

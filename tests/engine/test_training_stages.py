@@ -1,0 +1,147 @@
+"""The engine sleeps while a stage trains, wakes for the candidate, and such candidates come first."""
+
+from __future__ import annotations
+
+from contextlib import closing
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import pytest
+
+from evolve.engine import evaluator as module
+from evolve.engine.base import EvaluatorSpec, longest_first
+from evolve.engine.inline import InlinePool
+from evolve.errors import CandidateError
+from evolve.registry import STAGES
+from evolve.score.engines.choose import vllm_version
+from evolve.stages.pipeline import trained, training_bytes
+from evolve.types import Failed, Job, Parent, Recipe, Scored
+from evolve.weights.reader import open_model
+from tests.score.local_tasks import CHOICE, choice_docs, config, write_task
+from tests.space.stub import StubBlock
+from tests.tiny import make_model
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+ENGINES = [
+    "hf",
+    pytest.param(
+        "vllm",
+        marks=[
+            pytest.mark.slow,
+            pytest.mark.vllm,
+            pytest.mark.skipif(vllm_version() is None, reason="vllm is not installed"),
+        ],
+    ),
+]
+
+
+class TrainingStage:
+    """Trains nothing, but says so; at rate 9 it fails."""
+
+    block: ClassVar[Any] = StubBlock
+    seen: ClassVar[list[str]] = []
+
+    @staticmethod
+    def inputs(block: StubBlock) -> tuple[str, ...]:
+        return (str(block.model),)
+
+    @staticmethod
+    def check(block: StubBlock, models: Any) -> list[tuple[str, str]]:
+        return []
+
+    @staticmethod
+    def trains(block: StubBlock) -> bool:
+        return block.epochs != 0
+
+    @staticmethod
+    def outline(block: StubBlock, models: Any) -> Any:
+        return models[block.model]
+
+    @staticmethod
+    def run(block: StubBlock, models: Any, *, seed: int, memo: Any = None) -> Any:
+        TrainingStage.seen.append("train")
+        if block.rate == 9:
+            raise CandidateError("build", "diverged")
+        return replace(models[block.model])
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    make_model(tmp_path / "model")
+    write_task(tmp_path / "tasks", "choice", choice_docs(20), **CHOICE)
+    TrainingStage.seen.clear()
+    table = {name: STAGES._table[name] for name in STAGES.names()}
+    monkeypatch.setitem(STAGES.__dict__, "_table", {**table, "stub": f"{__name__}:TrainingStage"})
+    return tmp_path
+
+
+def recipe(**block: Any) -> Recipe:
+    return Recipe.make({"base": "sha256:0"}, [{"stub": {"model": "base", **block}}] if block else [])
+
+
+@pytest.mark.parametrize("backend", ENGINES)
+@pytest.mark.parametrize("short", [False, True])
+def test_the_engine_sleeps_while_a_stage_trains(
+    home: Path, monkeypatch: pytest.MonkeyPatch, backend: str, short: bool
+) -> None:
+    settings = config(
+        home / "tasks", {"task": "choice", "metric": "acc"}, backend=backend, dtype="float32", max_length=128
+    )
+    parent = Parent("base", str(home / "model"), str(home / "model"), content="sha256:0")
+    pool = InlinePool(EvaluatorSpec(settings, {"base": parent}, "base", "", 1, 0, str(home)), timeout=600)
+    monkeypatch.setattr(module, "_is_short", lambda needed, anywhere=False: short)
+    with closing(pool):
+        run = pool._evaluator.evaluate
+        plain = run(Job(recipe()))
+        assert isinstance(plain, Scored) and not TrainingStage.seen
+        engine: Any = pool._evaluator._engine
+        for name in ("sleep", "wake"):
+            monkeypatch.setattr(engine, name, spied(engine, name))
+        again = run(Job(recipe(rate=0.5)))
+        assert TrainingStage.seen[:3] == ["sleep", "train", "wake"]
+        assert isinstance(again, Scored) and again.tasks == plain.tasks
+        TrainingStage.seen.clear()
+        assert isinstance(run(Job(recipe(epochs=0, rate=0.5))), Scored)
+        assert "sleep" not in TrainingStage.seen
+        failed = run(Job(recipe(rate=9)))
+        assert isinstance(failed, Failed) and failed.kind == "build"
+        after = run(Job(recipe()))
+        assert isinstance(after, Scored) and after.tasks == plain.tasks
+        assert pool._evaluator._engine is engine, "nothing was thrown away"
+
+
+def spied(engine: Any, name: str) -> Any:
+    real = getattr(engine, name)
+
+    def call(**more: Any) -> None:
+        real(**more)
+        TrainingStage.seen.append(name)
+        if name == "sleep":
+            with pytest.raises(CandidateError):
+                _ = engine.lm
+
+    return call
+
+
+@pytest.mark.usefixtures("home")
+def test_those_that_train_come_first() -> None:
+    jobs = [
+        Job(recipe()),
+        Job(recipe(rate=1)),
+        Job(recipe(epochs=0)),
+        Job(recipe(rate=2)),
+        Job(Recipe("no JSON")),
+    ]
+    assert longest_first(jobs) == [jobs[1], jobs[3], jobs[0], jobs[2], jobs[4]]
+    assert [trained(job.recipe) for job in jobs] == [0, 1, 0, 1, 0]
+    assert trained(recipe(enabled=False)) == 0
+
+
+def test_training_takes_16_bytes_a_parameter(home: Path) -> None:
+    model = open_model(home / "model")
+    count = sum(spec.numel for name, spec in model.specs.items() if name not in model.same)
+    assert training_bytes(recipe(rate=1), {"base": model}) == 16 * count
+    assert training_bytes(recipe(epochs=0), {"base": model}) == 0
