@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from evolve.stages.distill.losses.base import Loss
     from evolve.stages.distill.teachers.base import Teacher
     from evolve.stages.merge.base import MergeMethod
+    from evolve.training.regularizers.base import Regularizer
 
 T = TypeVar("T")
 
@@ -142,7 +143,6 @@ TEACHERS: Registry[type[Teacher]] = Registry(
     },
 )
 
-=======
 STYLES: Registry[type[Style]] = Registry(
     "style",
     {
@@ -177,7 +177,17 @@ FILTERS: Registry[type[Filter]] = Registry(
 )
 """In the order in which they run."""
 
->>>>>>> generate
+=======
+REGULARIZERS: Registry[type[Regularizer]] = Registry(
+    "regularizer",
+    {
+        "ewc": "evolve.training.regularizers.ewc:Ewc",
+        "l2sp": "evolve.training.regularizers.l2sp:L2Sp",
+        "lwf": "evolve.training.regularizers.lwf:Lwf",
+    },
+)
+
+>>>>>>> cpt
 SAMPLERS: Registry[SamplerFactory] = Registry(
     "sampler",
     {

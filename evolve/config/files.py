@@ -11,7 +11,7 @@ from pydantic import BaseModel
 from evolve.config.plain import plain
 from evolve.config.values import DataFile
 from evolve.errors import ConfigError, ModelError
-from evolve.weights.content import file_content
+from evolve.weights.content import data_content
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -64,7 +64,7 @@ def pinned_block(block: AnyBlock) -> tuple[AnyBlock, list[tuple[Path, str]]]:
     problems: list[tuple[Path, str]] = []
     for path, file in files(block):
         try:
-            content = file_content(File(file.path).expanduser())
+            content = data_content(file.path)
         except ModelError as error:
             problems.append(((*path, "path"), str(error)))
             continue

@@ -209,7 +209,7 @@ class DataFile(Block):
     """A file that decides a result, such as a text that something is measured on."""
 
     path: str = Field(min_length=1)
-    """The file, relative to the working directory."""
+    """The file, relative to the working directory; for a corpus it may be a folder of text files."""
     content: str | None = Field(default=None, pattern="^sha256:[0-9a-f]{64}$")
     """What the file must hold. Filled in when a recipe is made: what a file holds counts, not where it is."""
 

@@ -16,6 +16,7 @@ from evolve.weights.content import file_content
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
+    from numpy.typing import NDArray
     from torch import Tensor
 
 _LINES = frozenset({".jsonl", ".ndjson"})
@@ -61,7 +62,7 @@ def problem(path: Path | str) -> str:
         what = "is a folder: name the file in it" if file.is_dir() else "no such file"
         return f"{path}: {what}"
     try:
-        for _ in _documents(file, itertools.islice(_places(file), 1)):
+        for _ in documents_at(file, itertools.islice(places(file), 1)):
             return ""
     except (UserError, OSError) as error:
         return str(error)
@@ -76,7 +77,7 @@ def texts(path: Path | str) -> Iterator[str]:
         OSError: The file cannot be read.
     """
     file = Path(path).expanduser()
-    yield from _documents(file, _places(file))
+    yield from documents_at(file, places(file))
 
 
 def documents(corpus: Corpus) -> Iterator[str]:
@@ -88,7 +89,7 @@ def documents(corpus: Corpus) -> Iterator[str]:
     file = Path(corpus.path).expanduser()
     try:
         content = file_content(file)
-        places = np.fromiter((place for pair in _places(file) for place in pair), np.int64).reshape(-1, 2)
+        found = np.fromiter((place for pair in places(file) for place in pair), np.int64).reshape(-1, 2)
     except (ModelError, OSError) as error:
         raise UserError(f"the corpus {corpus.path} cannot be read: {error}") from error
     if content != corpus.content:
@@ -96,10 +97,15 @@ def documents(corpus: Corpus) -> Iterator[str]:
             f"the corpus {corpus.path} holds {content}, not {corpus.content}: it changed, or another file "
             "is there; bring back the one that was meant"
         )
-    # Sorted by a counter-based generator: the same order with any version of numpy.
-    draws = np.random.Philox(key=corpus.seed).random_raw(len(places))
-    order = np.argsort(draws, kind="stable")
-    yield from _documents(file, ((int(begin), int(end)) for begin, end in places[order]))
+    order = shuffled(len(found), corpus.seed)
+    yield from documents_at(file, ((int(begin), int(end)) for begin, end in found[order]))
+
+
+def shuffled(count: int, seed: int) -> NDArray[np.int64]:
+    """Return the numbers below ``count`` in an order that the seed decides, with any version of numpy."""
+    # Sorted by a counter-based generator: its raw numbers are fixed, what is made of them is not.
+    draws = np.random.Philox(key=seed).random_raw(count)
+    return np.argsort(draws, kind="stable")
 
 
 def sequences(corpus: Corpus, encode: Callable[[str], list[int]]) -> Iterator[Tensor]:
@@ -127,8 +133,8 @@ def sequences(corpus: Corpus, encode: Callable[[str], list[int]]) -> Iterator[Te
         yield torch.tensor(waiting[: min(left, corpus.sequence_length)], dtype=torch.int64)
 
 
-def _places(file: Path) -> Iterator[tuple[int, int]]:
-    """Yield where each document begins and ends, in bytes."""
+def places(file: Path) -> Iterator[tuple[int, int]]:
+    """Yield where each document of a file begins and ends, in bytes."""
     lines = file.suffix.lower() in _LINES
     begin, position = -1, 0
     with file.open("rb") as stream:
@@ -143,22 +149,40 @@ def _places(file: Path) -> Iterator[tuple[int, int]]:
         yield begin, position
 
 
-def _documents(file: Path, places: Iterable[tuple[int, int]]) -> Iterator[str]:
+def documents_at(
+    file: Path, where: Iterable[tuple[int, int]], read: Callable[[Any], str] | None = None
+) -> Iterator[str]:
+    """Yield the documents at some places of a file.
+
+    Args:
+        file: The file.
+        where: As :func:`places` gives them, in any order.
+        read: Makes a text of a line's JSON value, or raises ValueError; absent: its ``text``.
+
+    Raises:
+        UserError: A document is no text.
+    """
+    read = read or text_of
     lines = file.suffix.lower() in _LINES
     with file.open("rb") as stream:
-        for begin, end in places:
+        for begin, end in where:
             stream.seek(begin)
             raw = stream.read(end - begin)
             try:
                 text = raw.decode("utf-8-sig")
-                yield _text_of(json.loads(text)) if lines else text.strip()
+                yield read(json.loads(text)) if lines else text.strip()
             except (ValueError, RecursionError) as error:
                 number = _line(file, begin)
                 wanted = 'a JSON object with a "text"' if lines else "UTF-8 text"
                 raise UserError(f"{file}:{number}: expected {wanted}: {error}") from error
 
 
-def _text_of(entry: Any) -> str:
+def text_of(entry: Any) -> str:
+    """Return the ``text`` of a line's JSON value.
+
+    Raises:
+        ValueError: There is none.
+    """
     if not isinstance(entry, dict) or not isinstance(entry.get("text"), str):
         raise ValueError("the line has no text")
     text: str = entry["text"]

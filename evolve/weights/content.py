@@ -73,6 +73,47 @@ def file_content(path: Path | str) -> str:
     return f"sha256:{file_digest(Path(path))}"
 
 
+TEXT_SUFFIXES = (".jsonl", ".ndjson", ".parquet", ".txt", ".md", ".rst")
+"""Files of a folder that count as data."""
+
+
+def data_files(path: Path | str) -> list[Path]:
+    """Return a file itself, or the text files below a folder, sorted by their names in it.
+
+    Raises:
+        ModelError: There is no such file, or a folder has none. Hidden files and folders do not count.
+    """
+    place = Path(path).expanduser()
+    if not place.is_dir():
+        if not place.is_file():
+            raise ModelError(f"{path}: no such file or folder")
+        return [place]
+    found = {
+        file.relative_to(place).as_posix(): file
+        for file in place.rglob("*")
+        if file.suffix.lower() in TEXT_SUFFIXES and file.is_file()
+    }
+    visible = [found[name] for name in sorted(found) if not any(part[0] == "." for part in name.split("/"))]
+    if not visible:
+        raise ModelError(f"{path} holds no text file: known are {', '.join(TEXT_SUFFIXES)}")
+    return visible
+
+
+def data_content(path: Path | str) -> str:
+    """Return ``sha256:...`` of a data file, or of all text files of a folder with their names.
+
+    Raises:
+        ModelError: They cannot be read, or change meanwhile.
+    """
+    place = Path(path).expanduser()
+    if not place.is_dir():
+        return file_content(place)
+    total = hashlib.sha256()
+    for file in data_files(place):
+        total.update(f"{file.relative_to(place).as_posix()}\0{file_digest(file)}\n".encode())
+    return f"sha256:{total.hexdigest()}"
+
+
 def file_digest(file: Path) -> str:
     """Return the SHA-256 of a file as 64 hex digits, out of the cache where the file is unchanged.
 

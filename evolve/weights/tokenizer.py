@@ -30,15 +30,25 @@ class Tokenizer:
         ids: Every token to its id. Ids may have holes, and two tokens may share one.
         added: The tokens that are cut out of a text before anything else, to their flags.
         backend: The ``tokenizers.Tokenizer``.
+        begin: The id that marks the beginning of a text, or None.
+        end: The id that marks the end of a text, or None.
     """
 
     ids: Mapping[str, int]
     added: Mapping[str, Mapping[str, bool]]
     backend: Any
+    begin: int | None = None
+    end: int | None = None
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
         """Return the ids of each text, without the tokens that frame a prompt."""
         return [found.ids for found in self.backend.encode_batch(list(texts), add_special_tokens=False)]
+
+    def documents(self, texts: Sequence[str]) -> list[list[int]]:
+        """Return the ids of each text as a document: framed as the tokenizer frames it, and ended."""
+        found: list[list[int]] = [one.ids for one in self.backend.encode_batch(list(texts))]
+        marks = [] if self.end is None else [self.end]
+        return [ids if ids[-1:] == marks else [*ids, *marks] for ids in found]
 
     @property
     def size(self) -> int:
@@ -85,7 +95,8 @@ def load_tokenizer(files: Files, config: Mapping[str, Any]) -> Tokenizer:
         token.content: {flag: bool(getattr(token, flag)) for flag in FLAGS}
         for _, token in sorted(backend.get_added_tokens_decoder().items())
     }
-    return Tokenizer(dict(backend.get_vocab(with_added_tokens=True)), added, backend)
+    ids = dict(backend.get_vocab(with_added_tokens=True))
+    return Tokenizer(ids, added, backend, loaded.bos_token_id, loaded.eos_token_id)
 
 
 def definition(files: Files, tokenizer: Tokenizer) -> dict[str, Any]:

@@ -1,0 +1,50 @@
+"""WiSE-FT: the straight line from the start weights to the trained ones, without training again.
+
+Wortsman et al. 2022, Robust fine-tuning of zero-shot models, arXiv:2109.01903.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from evolve.errors import CandidateError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from evolve.weights.model import Model
+
+
+def interpolated(start: Model, trained: Model, alpha: float) -> Model:
+    """Return ``(1 - alpha) * start + alpha * trained``, computed tensor by tensor when it is read.
+
+    Arithmetic is float32; the result is rounded once, to the types of ``trained``. At 1 it is ``trained``
+    itself. The start of a model with a new vocabulary is the extended one, so its new rows lie on the line
+    too.
+
+    Args:
+        start: The model before the training.
+        trained: After it, with the same tensors.
+        alpha: From 0 to 1.
+
+    Raises:
+        CandidateError: The two have other tensors, or other shapes.
+    """
+    if alpha == 1:
+        return trained
+    shapes = [{name: spec.shape for name, spec in model.specs.items()} for model in (start, trained)]
+    if shapes[0] != shapes[1]:
+        raise CandidateError("build", "wise_ft: the trained model has other tensors than the start")
+
+    def tensor(name: str) -> Tensor:
+        import torch
+
+        from evolve.tensors.interpolate import lerp
+
+        one, other = (end.float().contiguous() for end in (start.unrounded(name), trained.tensor(name)))
+        value = lerp(one.reshape(-1), other.reshape(-1), alpha).reshape(one.shape)
+        found: Tensor = value.to(getattr(torch, trained.specs[name].dtype))
+        return found
+
+    return replace(trained, tensor=tensor, exact=None, finite=False, content="")

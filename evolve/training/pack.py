@@ -1,0 +1,99 @@
+"""Documents into rows: several short ones in one row, long ones cut, and no row longer than allowed.
+
+Cut as little as possible (Ding et al. 2024, Fewer truncations improve language modeling, arXiv:2404.10830):
+a document is cut only where it is longer than a row, and each piece goes whole into the open row where it
+leaves the least space. Only a few rows are open at a time, so the order of the documents stays.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from evolve.training.rows import IGNORED, Row
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
+
+    from numpy.typing import NDArray
+
+OPEN_ROWS = 8
+"""Rows that are open at a time."""
+
+
+class Piece(NamedTuple):
+    """A document, or a part of one.
+
+    Attributes:
+        tokens: int32, (n,), at least one.
+        bytes: Bytes of text that it stands for; parts of a document share its bytes by their tokens.
+    """
+
+    tokens: NDArray[np.int32]
+    bytes: float
+
+
+class Packed(NamedTuple):
+    """A row and the bytes of text in it."""
+
+    row: Row
+    bytes: float
+
+
+def pieces(tokens: Sequence[int], size: int, max_length: int) -> Iterator[Piece]:
+    """Yield the parts of a document of ``size`` bytes, each but the last of ``max_length`` tokens."""
+    whole = np.asarray(tokens, dtype=np.int32)
+    for start in range(0, len(whole), max_length):
+        part = whole[start : start + max_length]
+        yield Piece(part, size * len(part) / len(whole))
+
+
+def pack(
+    documents: Iterable[tuple[Sequence[int], int]],
+    max_length: int,
+    *,
+    packing: bool = True,
+    part: str = "data",
+) -> Iterator[Packed]:
+    """Yield rows, in the order in which they were begun.
+
+    Args:
+        documents: Tokens of each document with those that mark its ends, and its bytes.
+        max_length: Most tokens of a row, at least 2.
+        packing: False: a row holds one document, or one part of it.
+        part: What the rows are for.
+    """
+    waiting: list[_Open] = []
+    for tokens, size in documents:
+        for piece in pieces(tokens, size, max_length):
+            fitting = [one for one in waiting if one.free >= len(piece.tokens)] if packing else []
+            if fitting:
+                min(fitting, key=lambda one: one.free).add(piece)
+            else:
+                waiting.append(_Open(max_length, piece))
+            while waiting and (waiting[0].free == 0 or len(waiting) > (OPEN_ROWS if packing else 0)):
+                yield waiting.pop(0).packed(part)
+    for one in waiting:
+        yield one.packed(part)
+
+
+class _Open:
+    """A row that is being filled."""
+
+    def __init__(self, max_length: int, piece: Piece) -> None:
+        self.free = max_length
+        self._pieces: list[Piece] = []
+        self.add(piece)
+
+    def add(self, piece: Piece) -> None:
+        self._pieces.append(piece)
+        self.free -= len(piece.tokens)
+
+    def packed(self, part: str) -> Packed:
+        tokens = np.concatenate([piece.tokens for piece in self._pieces])
+        lengths = tuple(len(piece.tokens) for piece in self._pieces)
+        labels = tokens.copy()
+        # Nothing of the document stands before its first token, so there is nothing to predict it from.
+        labels[np.cumsum((0, *lengths[:-1]))] = IGNORED
+        return Packed(Row(tokens, labels, lengths, part), sum(piece.bytes for piece in self._pieces))

@@ -1,0 +1,1 @@
+"""Regularisers: what holds a model near the weights that it starts from. One small file each."""
