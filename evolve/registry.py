@@ -133,7 +133,6 @@ LOSSES: Registry[type[Loss]] = Registry(
     },
 )
 
-<<<<<<< HEAD
 TEACHERS: Registry[type[Teacher]] = Registry(
     "teacher",
     {
@@ -177,7 +176,6 @@ FILTERS: Registry[type[Filter]] = Registry(
 )
 """In the order in which they run."""
 
-=======
 REGULARIZERS: Registry[type[Regularizer]] = Registry(
     "regularizer",
     {
@@ -187,7 +185,6 @@ REGULARIZERS: Registry[type[Regularizer]] = Registry(
     },
 )
 
->>>>>>> cpt
 SAMPLERS: Registry[SamplerFactory] = Registry(
     "sampler",
     {
