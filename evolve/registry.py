@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from evolve.stages.base import Stage
     from evolve.stages.distill.losses.base import Loss
     from evolve.stages.merge.base import MergeMethod
+    from evolve.stages.vocab.initialisers.base import Initialiser
+    from evolve.stages.vocab.selectors.base import Selector
 
 T = TypeVar("T")
 
@@ -77,7 +79,13 @@ class Registry(Generic[T]):
         return cast("T", getattr(importlib.import_module(module), attribute))
 
 
-STAGES: Registry[type[Stage]] = Registry("stage", {"merge": "evolve.stages.merge:MergeStage"})
+STAGES: Registry[type[Stage]] = Registry(
+    "stage",
+    {
+        "merge": "evolve.stages.merge:MergeStage",
+        "vocab": "evolve.stages.vocab:VocabStage",
+    },
+)
 
 MERGE_METHODS: Registry[type[MergeMethod]] = Registry(
     "merge_method",
@@ -125,6 +133,26 @@ LOSSES: Registry[type[Loss]] = Registry(
         "hs_mse": "evolve.stages.distill.losses.hs_mse:HiddenMse",
         "attention_kl": "evolve.stages.distill.losses.attention_kl:AttentionKl",
         "attention_mse": "evolve.stages.distill.losses.attention_mse:AttentionMse",
+    },
+)
+
+SELECTORS: Registry[type[Selector]] = Registry(
+    "selector",
+    {
+        "pair_merges": "evolve.stages.vocab.selectors.pair_merges:PairMerges",
+        "continued_bpe": "evolve.stages.vocab.selectors.continued_bpe:ContinuedBpe",
+        "savings": "evolve.stages.vocab.selectors.savings:Savings",
+    },
+)
+
+INITIALISERS: Registry[type[Initialiser]] = Registry(
+    "initialiser",
+    {
+        "subtoken_mean": "evolve.stages.vocab.initialisers.subtoken_mean:SubtokenMean",
+        "length_weighted_mean": "evolve.stages.vocab.initialisers.length_weighted_mean:LengthWeightedMean",
+        "nearest_contexts": "evolve.stages.vocab.initialisers.nearest_contexts:NearestContexts",
+        "mean_all": "evolve.stages.vocab.initialisers.mean_all:MeanAll",
+        "random": "evolve.stages.vocab.initialisers.random:Random",
     },
 )
 
