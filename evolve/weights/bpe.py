@@ -73,8 +73,8 @@ def bpe_of(tokenizer: Tokenizer) -> Bpe:
             name = "BPE that marks where words go on or end"
         raise ModelError(
             f"its tokenizer is {_article(name)}: only the merges of a byte-level or ▁ BPE can be added to, "
-            "and added tokens would cut words in two; use a model with such a tokenizer (Llama, Qwen, Mistral, "
-            "GPT-2 and SmolLM have one), or train this one without new tokens"
+            "and added tokens would cut words in two; use a model with such a tokenizer (Llama, Qwen, "
+            "Mistral, GPT-2 and SmolLM have one), or train this one without new tokens"
         )
     tokens = [""] * tokenizer.size
     for token, number in tokenizer.ids.items():

@@ -52,7 +52,7 @@ class SelectionBlock(Block):
     min_frequency: SearchInt = 20
     """Least occurrences of a new token in the dataset."""
     contrast: NamedFile | None = None
-    """A general text. With it only what is commoner in the dataset counts, times the log of how much commoner."""
+    """A general text. With it only what is commoner in the dataset counts, times the log of how much."""
 
 
 class InitBlock(Block):

@@ -4,8 +4,8 @@ A context is one of the 1,000 commonest old tokens within 4 tokens on either sid
 those around the pieces that it is made of, in the text as the old tokenizer cuts it: so they do not depend on
 how many new tokens there are. Likeness is the cosine of positive pointwise mutual information (Bullinaria and
 Levy 2007, "Extracting semantic representations from word co-occurrence statistics"); only the 4,000 old
-tokens that are commonest in the text are compared. It reads at most 2 million tokens of the text: about 100 MB of
-memory, and seconds. What the text does not show (a token seen fewer than 5 times) it says nothing about.
+tokens that are commonest in the text are compared. It reads at most 2 million tokens of the text: about
+100 MB of memory, and seconds. What the text does not show (a token seen fewer than 5 times) it says nothing about.
 """
 
 from __future__ import annotations
@@ -108,8 +108,8 @@ def _around(around: _Ids, begins: _Ids, length: int, width: int) -> _Matrix:
     """Return how often each column stands near some places, ``[columns]``."""
     offsets = [*range(-WINDOW, 0), *range(length, length + WINDOW)]
     near = around[begins[:, None] + np.array(offsets)]
-    found: _Matrix = np.bincount(near[near >= 0], minlength=width).astype(np.float64)
-    return found
+    counted: _Ids = np.bincount(near[near >= 0], minlength=width)
+    return counted.astype(np.float64)
 
 
 def _informative(counts: _Matrix, share: _Matrix) -> _Matrix:
