@@ -28,7 +28,9 @@ NEW = {
     "bytes": [("the", "n"), ("Ġ", "the"), ("Ġ", "then"), ("an", "an"), ("Ã", "¯"), ("a", "a"), ("aa", "a")],
     "words": [("the", "n"), ("▁", "the"), ("▁", "then"), ("an", "an"), ("a", "a"), ("aa", "a")],
 }
-PIECES = st.sampled_from(["the", "then", " ", "an", "a", "in", "th", "n", "\n", "naï", "東", "🙂", "<s>", "."])
+PIECES = st.sampled_from(
+    ["the", "then", " ", "an", "a", "in", "th", "n", "\n", "naï", "東", "🙂", "<s>", "."]
+)
 TEXT = st.lists(PIECES | st.text(max_size=4), max_size=20).map("".join)
 
 
@@ -82,9 +84,7 @@ def test_ids_go_on_behind_the_last_and_every_new_token_is_made(pair: tuple[Token
 @pytest.mark.parametrize("ignore", [False, True])
 @pytest.mark.parametrize("as_text", [False, True])
 def test_both_ways_to_write_merges_and_ignore_merges(tmp_path: Path, as_text: bool, ignore: bool) -> None:
-    folder = write(
-        tmp_path / "t", "bytes", added=["<|im_end|>"], tokenizer_class="PreTrainedTokenizerFast"
-    )
+    folder = write(tmp_path / "t", "bytes", added=["<|im_end|>"], tokenizer_class="PreTrainedTokenizerFast")
     file = folder / "tokenizer.json"
     data = json.loads(file.read_text())
     data["model"]["ignore_merges"] = ignore

@@ -88,6 +88,11 @@ class VocabBlock(StageBlock):
     pad_to_multiple_of: int = Field(default=64, ge=1, le=1 << 20)
     """Where rows are added, their number is rounded up to a multiple of this."""
 
+    @property
+    def reshapes(self) -> bool:
+        """Whether the number of tokens, or whether there are any, is searched."""
+        return not isinstance(self.enabled, bool) or not isinstance(self.num_new_tokens, int)
+
     def problems(self) -> list[tuple[tuple[str | int, ...], str]]:
         """Return what the types cannot say."""
         found: list[tuple[tuple[str | int, ...], str]] = []

@@ -5,7 +5,7 @@ those around the pieces that it is made of, in the text as the old tokenizer cut
 how many new tokens there are. Likeness is the cosine of positive pointwise mutual information (Bullinaria and
 Levy 2007, "Extracting semantic representations from word co-occurrence statistics"); only the 4,000 old
 tokens that are commonest in the text are compared. It reads at most 2 million tokens of the text: about
-100 MB of memory, and seconds. What the text does not show (a token seen fewer than 5 times) it says nothing about.
+100 MB of memory, and seconds. Of a token that is seen fewer than 5 times it says nothing.
 """
 
 from __future__ import annotations
@@ -101,15 +101,17 @@ def _of_subjects(ids: _Ids, around: _Ids, subjects: _Ids, tokens: int, width: in
         for own, other in ((rows[:-distance], around[distance:]), (rows[distance:], around[:-distance])):
             both = (own >= 0) & (other >= 0)
             total += np.bincount(own[both] * width + other[both], minlength=len(total))
-    return total.reshape(len(subjects), width)
+    result: _Matrix = total.reshape(len(subjects), width)
+    return result
 
 
 def _around(around: _Ids, begins: _Ids, length: int, width: int) -> _Matrix:
     """Return how often each column stands near some places, ``[columns]``."""
     offsets = [*range(-WINDOW, 0), *range(length, length + WINDOW)]
     near = around[begins[:, None] + np.array(offsets)]
-    counted: _Ids = np.bincount(near[near >= 0], minlength=width)
-    return counted.astype(np.float64)
+    found: _Matrix = np.zeros(width)
+    np.add.at(found, near[near >= 0], 1.0)
+    return found
 
 
 def _informative(counts: _Matrix, share: _Matrix) -> _Matrix:
@@ -118,7 +120,8 @@ def _informative(counts: _Matrix, share: _Matrix) -> _Matrix:
     ratio = counts / (np.maximum(whole, 1) * share)
     found = np.log(ratio, out=np.zeros_like(ratio), where=ratio > 1)
     lengths = np.sqrt(np.square(found).sum(1, keepdims=True))
-    return np.divide(found, lengths, out=np.zeros_like(found), where=lengths > 0)
+    result: _Matrix = np.divide(found, lengths, out=np.zeros_like(found), where=lengths > 0)
+    return result
 
 
 class _Places:

@@ -12,6 +12,7 @@ from evolve.errors import CandidateError
 from evolve.registry import INITIALISERS
 from evolve.stages.pipeline import check
 from evolve.stages.vocab import VocabStage
+from evolve.stages.vocab.block import VocabBlock
 from evolve.stages.vocab.extension import extension_of, settings
 from evolve.weights.reader import open_model
 from evolve.weights.tokenizer import load_tokenizer
@@ -128,7 +129,9 @@ def test_every_initialiser(name: str, tmp_path: Path, data: Path) -> None:
         assert rows.dtype == torch.bfloat16 and bool(torch.isfinite(rows).all()) and bool(rows.any())
         assert torch.equal(rows[:6], few.tensor(table)[128:134])
         assert torch.equal(rows, again.tensor(table)[128:142]) is not INITIALISERS.load(name).random
-    assert not torch.equal(many.tensor("lm_head.weight")[128:], many.tensor("model.embed_tokens.weight")[128:])
+    assert not torch.equal(
+        many.tensor("lm_head.weight")[128:], many.tensor("model.embed_tokens.weight")[128:]
+    )
 
 
 def test_random_rows_have_the_spread_of_the_table(tmp_path: Path) -> None:
@@ -144,7 +147,7 @@ def test_random_rows_have_the_spread_of_the_table(tmp_path: Path) -> None:
 
 
 def test_what_is_written_is_a_plain_model(tmp_path: Path, data: Path) -> None:
-    """transformers loads it, the old text keeps its logits, and generation never writes padding."""
+    """It loads in transformers, and a text without new tokens keeps its ids and logits."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     model = parent(tmp_path, tied=True)
@@ -201,9 +204,11 @@ def test_a_changed_dataset_is_no_other_result(tmp_path: Path, data: Path) -> Non
     from evolve.weights.content import file_content
 
     whole = {"path": str(data), "content": file_content(data)}
+    keys = {"model": "base", "num_new_tokens": 1, "dataset": whole, **KEYS}
+    vocab = VocabBlock.model_validate(keys)
     data.write_text(data.read_text() + '{"text": "more"}\n')
     with pytest.raises(CandidateError, match="bring back the one that was meant"):
-        VocabStage.run(block(None, 1, **KEYS, dataset=whole), {"base": model}, seed=0)
+        VocabStage.run(vocab, {"base": model}, seed=0)
 
 
 def test_a_merge_of_an_extended_with_another_model(tmp_path: Path, data: Path) -> None:
