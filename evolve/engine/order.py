@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from evolve.errors import CandidateError, UserError
+from evolve.types import Recipe
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from evolve.engine.base import EvaluatorSpec, Pool, Result
-    from evolve.types import Job, Recipe
+    from evolve.types import Job
     from evolve.weights.model import Model
 
 
@@ -49,8 +51,6 @@ class Shapes:
     @property
     def first(self) -> str:
         """The shape of the model that the engines start with."""
-        from evolve.types import Recipe
-
         name = self._spec.first
         return self(Recipe.make({name: self._spec.parents[name].content}, []))
 
@@ -61,6 +61,7 @@ class Shapes:
         return self._known[recipe.hash]
 
     def _found(self, recipe: Recipe) -> str:
+        from evolve.config.files import located
         from evolve.stages.pipeline import outline
         from evolve.weights.reader import open_model
 
@@ -70,6 +71,8 @@ class Shapes:
                     name: replace(open_model(parent.path), content=parent.content)
                     for name, parent in self._spec.parents.items()
                 }
-            return outline(recipe, self._parents).architecture
+            pipeline = located(list(recipe.pipeline), Path(self._spec.folder or Path.cwd()))
+            # The same recipe, its data files found from any folder.
+            return outline(Recipe.make(recipe.models, pipeline), self._parents).architecture
         except (CandidateError, UserError):
             return recipe.hash

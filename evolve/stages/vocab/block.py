@@ -38,7 +38,7 @@ def _as_file(value: Any) -> Any:
     return {"path": value} if isinstance(value, str) else value
 
 
-NamedFile: TypeAlias = Annotated[DataFile, BeforeValidator(_as_file)]
+NamedFile: TypeAlias = Annotated[DataFile, BeforeValidator(_as_file, json_schema_input_type=str | DataFile)]
 """A file, which may be written as its path alone."""
 InitialiserName: TypeAlias = Annotated[str, _known(INITIALISERS)]
 
