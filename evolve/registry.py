@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from evolve.stages.distill.teachers.base import Teacher
     from evolve.stages.merge.base import MergeMethod
     from evolve.training.regularizers.base import Regularizer
+    from evolve.stages.vocab.initialisers.base import Initialiser
+    from evolve.stages.vocab.selectors.base import Selector
 
 T = TypeVar("T")
 
@@ -84,7 +86,11 @@ class Registry(Generic[T]):
 
 STAGES: Registry[type[Stage]] = Registry(
     "stage",
-    {"merge": "evolve.stages.merge:MergeStage", "distill": "evolve.stages.distill:DistillStage"},
+    {
+        "vocab": "evolve.stages.vocab:VocabStage",
+        "merge": "evolve.stages.merge:MergeStage",
+        "distill": "evolve.stages.distill:DistillStage",
+    },
 )
 
 MERGE_METHODS: Registry[type[MergeMethod]] = Registry(
@@ -185,6 +191,23 @@ REGULARIZERS: Registry[type[Regularizer]] = Registry(
         "ewc": "evolve.training.regularizers.ewc:Ewc",
         "l2sp": "evolve.training.regularizers.l2sp:L2Sp",
         "lwf": "evolve.training.regularizers.lwf:Lwf",
+SELECTORS: Registry[type[Selector]] = Registry(
+    "selector",
+    {
+        "pair_merges": "evolve.stages.vocab.selectors.pair_merges:PairMerges",
+        "continued_bpe": "evolve.stages.vocab.selectors.continued_bpe:ContinuedBpe",
+        "savings": "evolve.stages.vocab.selectors.savings:Savings",
+    },
+)
+
+INITIALISERS: Registry[type[Initialiser]] = Registry(
+    "initialiser",
+    {
+        "subtoken_mean": "evolve.stages.vocab.initialisers.subtoken_mean:SubtokenMean",
+        "length_weighted_mean": "evolve.stages.vocab.initialisers.length_weighted_mean:LengthWeightedMean",
+        "nearest_contexts": "evolve.stages.vocab.initialisers.nearest_contexts:NearestContexts",
+        "mean_all": "evolve.stages.vocab.initialisers.mean_all:MeanAll",
+        "random": "evolve.stages.vocab.initialisers.random:Random",
     },
 )
 

@@ -326,6 +326,7 @@ def open_loop(prepared: Prepared, pool: Pool) -> Loop:
 
     It waits for an island that may still be dying: two must never write one study.
     """
+    from evolve.engine.order import Grouped, Shapes
     from evolve.registry import SAMPLERS
     from evolve.search.generations import Generations, Plan
     from evolve.search.study_searcher import StudySearcher
@@ -360,7 +361,11 @@ def open_loop(prepared: Prepared, pool: Pool) -> Loop:
         holdout=prepared.score.holdout.items > 0,
         score=prepared.score,
     )
-    return _Locked(Generations(prepared.folder, space, searcher, plan, pool.run), stack)
+    run = pool.run
+    if any(block.reshapes for _, block in prepared.loaded.stages):
+        shapes = Shapes(evaluator_spec(prepared))
+        run = Grouped(pool, shapes, shapes.first)
+    return _Locked(Generations(prepared.folder, space, searcher, plan, run), stack)
 
 
 def _can_be_built(recipe: Recipe, prepared: Prepared) -> bool:

@@ -144,7 +144,7 @@ class Scored:
         value: The objective; larger is better.
         stderr: Standard error of ``value`` over items.
         tasks: Task name to its score.
-        seconds: Phase name (``build``, ``load``, ``score``, ``total``) to wall-clock seconds.
+        seconds: Phase name (``build``, ``load`` or ``restart``, ``score``, ``total``) to wall-clock seconds.
         log: What the candidate printed, cut to a bounded size.
     """
 

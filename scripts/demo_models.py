@@ -33,6 +33,7 @@ VOCABULARY = 512
 BATCH = 64
 BASE_STEPS, BASE_RATE = 320, 2e-3
 EXPERT_STEPS, EXPERT_RATE = 220, 6e-4
+TEXTS = 4000
 END = "<|end|>"
 
 
@@ -322,10 +323,25 @@ def save_tasks(world: World, folder: Path) -> None:
     part.rename(folder)
 
 
+def save_texts(world: World, folder: Path, seed: int) -> None:
+    """Write texts of each field: sentences as training has them, and those of the ways that it never uses."""
+    part = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir(parents=True)
+    for field in FIELDS:
+        draw = random.Random(f"texts {field} {seed}")
+        seen = ["".join(world.sentence(draw, field)) for _ in range(TEXTS)]
+        items = list(world.items(field))
+        kept = [f"{item['question']} {item['choices'][item['answer']]}" for item in items]
+        for name, texts in ((field, seen), (f"{field}_heldout", kept)):
+            (part / f"{name}.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    part.rename(folder)
+
+
 def make(out: Path, seed: int) -> None:
     """Make whatever is missing below ``out``."""
     names = ["base", *FIELDS]
-    if all((out / name).exists() for name in [*names, "tasks"]):
+    if all((out / name).exists() for name in [*names, "tasks", "texts"]):
         print(f"{out}: the demo models and tasks are there already")
         return
     import torch
@@ -337,6 +353,8 @@ def make(out: Path, seed: int) -> None:
     torch.use_deterministic_algorithms(True)
     out.mkdir(parents=True, exist_ok=True)
     world = World(seed)
+    if not (out / "texts").exists():
+        save_texts(world, out / "texts", seed)
     if not (out / "tasks").exists():
         save_tasks(world, out / "tasks")
     if not (out / "base").exists():

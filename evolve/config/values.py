@@ -229,6 +229,11 @@ class StageBlock(Block):
         """Names of inputs that are run on data before anything is built: models, no outputs of stages."""
         return ()
 
+    @property
+    def reshapes(self) -> bool:
+        """Whether values of its ranges decide the shapes of the output, so that engines restart."""
+        return False
+
     def problems(self) -> list[tuple[tuple[str | int, ...], str]]:
         """Return what the types cannot say, as ``(path inside the block, message with the mend)``.
 

@@ -99,8 +99,7 @@ class Evaluator:
                 phase = "build"
                 model = self._build(job, clock)
                 phase = "engine"
-                with clock.phase("load"):
-                    self._require_engine().load(model)
+                self._load(model, clock)
                 self._held = job.recipe.hash
             phase = "score"
             with clock.phase("score"):
@@ -156,6 +155,15 @@ class Evaluator:
         finally:
             _empty_cache()
             engine.wake()
+
+    def _load(self, model: Model, clock: _Clock) -> None:
+        """Give the engine a model; where it had to be built again, the time counts as ``restart``."""
+        engine = self._require_engine()
+        before = engine.starts
+        with clock.phase("load"):
+            engine.load(model)
+        if engine.starts != before:
+            clock.rename("load", "restart")
 
     def _score(self, job: Job) -> Scored:
         from evolve.score.objective import objective
@@ -256,6 +264,10 @@ class _Clock:
             running = self._stack[-1]
             self._seconds[running] = self._seconds.get(running, 0.0) + now - self._since
         self._since = now
+
+    def rename(self, name: str, new: str) -> None:
+        """Count what was counted as one phase as another."""
+        self._seconds[new] = self._seconds.get(new, 0.0) + self._seconds.pop(name, 0.0)
 
     def report(self) -> Mapping[str, float]:
         return {**self._seconds, "total": time.perf_counter() - self._began}

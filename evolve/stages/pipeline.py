@@ -199,7 +199,12 @@ def outline(recipe: Recipe, parents: Mapping[str, Model]) -> Model:
     """
     known = {name: parents[name] for name in recipe.models}
     blocks = list(_blocks(recipe.pipeline))
-    return outputs(blocks, known)[-1] if blocks else next(iter(known.values()))
+    if not blocks:
+        return next(iter(known.values()))
+    problems, made = _walk(blocks, known)
+    if problems or not made:
+        raise CandidateError("invalid_recipe", "; ".join(": ".join(found) for found in problems))
+    return made[-1]
 
 
 def trained(recipe: Recipe) -> int:

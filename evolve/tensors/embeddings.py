@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 Rows: TypeAlias = "np.ndarray[tuple[int], np.dtype[np.int64]]"
+Column: TypeAlias = "np.ndarray[tuple[int], np.dtype[np.float64]]"
 
 # Rows that are widened to float64 at once.
 _ROWS = 1024
@@ -97,6 +98,84 @@ def mean_row(table: Tensor, rows: Rows) -> Tensor:
         block = _taken(table, rows[start : start + _ROWS]).to("cpu", torch.float64).numpy()
         total += np.add.reduce(block, axis=0)
     return torch.from_numpy(np.asarray(total / max(rows.size, 1)))
+
+
+def weighted_rows(table: Tensor, parts: Sequence[tuple[Rows, Column]]) -> Tensor:
+    """Return weighted means of rows of a table, one for each of n tokens.
+
+    Args:
+        table: ``[vocabulary, ...]``.
+        parts: For each token its rows ``[k]`` and their weights ``[k]``, which are at least 0; a token whose
+            weights are all 0, or that has no rows, gets zeros.
+
+    Returns:
+        ``[n, ...]``, float64, on the CPU.
+
+    Raises:
+        IndexError: A row is outside of the table.
+    """
+    out = torch.zeros((len(parts), *table.shape[1:]), dtype=torch.float64)
+    for place, (rows, weights) in enumerate(parts):
+        _require(rows, len(table))
+        whole = float(np.add.reduce(weights))
+        if rows.size and whole > 0:
+            shares = torch.from_numpy(weights / whole).reshape(-1, *(1 for _ in table.shape[1:]))
+            out[place] = (_taken(table, rows).to("cpu", torch.float64) * shares).sum(0)
+    return out
+
+
+def deviation(table: Tensor, rows: Rows) -> Tensor:
+    """Return the standard deviation over some rows of a table, for each column.
+
+    Args:
+        table: ``[vocabulary, ...]``.
+        rows: ``[n]``, none of them -1; of fewer than two rows the deviation is zero.
+
+    Returns:
+        ``[...]``, float64, on the CPU; divided by n.
+    """
+    mean = mean_row(table, rows).numpy()
+    total = np.zeros_like(mean)
+    for start in range(0, rows.size, _ROWS):
+        block = _taken(table, rows[start : start + _ROWS]).to("cpu", torch.float64).numpy()
+        total += np.add.reduce(np.square(block - mean), axis=0)
+    return torch.from_numpy(np.asarray(np.sqrt(total / max(rows.size, 1))))
+
+
+def mean_length(table: Tensor, rows: Rows) -> float:
+    """Return the mean Euclidean length of some rows of a table ``[vocabulary, width]``; 0 without any."""
+    total = 0.0
+    for start in range(0, rows.size, _ROWS):
+        block = _taken(table, rows[start : start + _ROWS]).to("cpu", torch.float64)
+        total += float(torch.linalg.vector_norm(block, dim=1).sum())
+    return total / max(rows.size, 1)
+
+
+def of_length(rows: Tensor, length: float) -> Tensor:
+    """Return rows ``[n, width]`` scaled to one Euclidean length; zeros stay zeros."""
+    lengths = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
+    return torch.where(lengths > 0, rows * (length / lengths.clamp_min(1e-300)), rows)
+
+
+def normal_rows(keys: Sequence[int], width: int) -> Tensor:
+    """Return rows of standard normal numbers, each a function of its key and the width alone.
+
+    Args:
+        keys: One for each of n rows, from 0 to 2**64 - 1.
+        width: Numbers in a row.
+
+    Returns:
+        ``[n, width]``, float64: by Box and Muller 1958, "A note on the generation of random normal deviates",
+        of the words of :mod:`evolve.tensors.random`.
+    """
+    from evolve.tensors.random import words
+
+    out = np.empty((len(keys), width))
+    for place, key in enumerate(keys):
+        drawn = (words(key, 0, 2 * width).astype(np.float64) + 0.5) / 2**32
+        radius = np.sqrt(-2 * np.log(drawn[:width]))
+        out[place] = radius * np.cos(2 * np.pi * drawn[width:])
+    return torch.from_numpy(out)
 
 
 def holds_exactly(source: str, target: str) -> bool:

@@ -63,8 +63,14 @@ class Union:
 
 
 @dataclass
-class _Plan:
-    """What is added, in the order of the new ids."""
+class Plan:
+    """What is added, in the order of the new ids.
+
+    Attributes:
+        ids: Every token of the result to its id.
+        added: New added tokens, with their flags.
+        ordinary: New ordinary tokens, with their ids.
+    """
 
     ids: dict[str, int]
     added: dict[str, Mapping[str, bool]]
@@ -93,18 +99,40 @@ def union(
     plan = _plan(tokenizer, owners, extra)
     if not plan.added and not plan.ordinary:
         return Union(files, tokenizer)
-    _require_distinct(tokenizer)
+    require_distinct(tokenizer)
     data = definition(files, tokenizer)
-    changes = _legacy_files(files, plan)
     if plan.ordinary:
         _add_ordinary(data, plan, tokenizer, owners)
+    return completed(files, config, data, plan)
+
+
+def completed(
+    files: Files, config: Mapping[str, Any], data: dict[str, Any], plan: Plan, mend: str = _MEND
+) -> Union:
+    """Return side files with a changed tokenizer.json, after loading them to see that ids are as planned.
+
+    Args:
+        files: The side files before.
+        config: The config.json beside them.
+        data: The new content of tokenizer.json, all but the added tokens. It is changed.
+        plan: What is added.
+        mend: Ends the message where it fails.
+
+    Raises:
+        ModelError: What comes out does not load as it should.
+    """
+    changes = _legacy_files(files, plan)
     _add_added(data, plan)
     result = with_changes(files, {**changes, DEFINITION: _json(data)})
-    return Union(result, _checked(result, config, plan))
+    return Union(result, _checked(result, config, plan, mend))
 
 
-def _require_distinct(tokenizer: Tokenizer) -> None:
-    """Loaders number added tokens from the size of the vocabulary on, and so into its holes."""
+def require_distinct(tokenizer: Tokenizer) -> None:
+    """Refuse two tokens of one id: loaders number added tokens from the vocabulary's size on, into its holes.
+
+    Raises:
+        ModelError: There are two.
+    """
     first: dict[int, str] = {}
     for token, number in tokenizer.ids.items():
         other = first.setdefault(number, token)
@@ -115,8 +143,8 @@ def _require_distinct(tokenizer: Tokenizer) -> None:
             )
 
 
-def _plan(tokenizer: Tokenizer, owners: Sequence[Owner], extra: Iterable[str]) -> _Plan:
-    plan = _Plan(dict(tokenizer.ids), {}, {})
+def _plan(tokenizer: Tokenizer, owners: Sequence[Owner], extra: Iterable[str]) -> Plan:
+    plan = Plan(dict(tokenizer.ids), {}, {})
     flags = {token: found for owner in reversed(owners) for token, found in owner.tokenizer.added.items()}
     fresh = tokenizer.size
     for token in [*(token for owner in owners for token in owner.tokens), *extra]:
@@ -136,7 +164,7 @@ def _plan(tokenizer: Tokenizer, owners: Sequence[Owner], extra: Iterable[str]) -
     return plan
 
 
-def _add_added(data: dict[str, Any], plan: _Plan) -> None:
+def _add_added(data: dict[str, Any], plan: Plan) -> None:
     """Add added tokens, and see to it that every one keeps its id.
 
     Loaders number added tokens that are not in the vocabulary from its size on, in the order of the list.
@@ -156,11 +184,11 @@ def _add_added(data: dict[str, Any], plan: _Plan) -> None:
         vocab.setdefault(entry["content"], entry["id"])
 
 
-def _add_ordinary(data: dict[str, Any], plan: _Plan, tokenizer: Tokenizer, owners: Sequence[Owner]) -> None:
+def _add_ordinary(data: dict[str, Any], plan: Plan, tokenizer: Tokenizer, owners: Sequence[Owner]) -> None:
     """Add ordinary tokens to the vocabulary of a BPE tokenizer, with merges that lead to them."""
-    merges = [_pair(merge) for merge in data["model"].get("merges") or []]
+    merges = [pair_of(merge) for merge in data["model"].get("merges") or []]
     known = set(merges)
-    kind = _kind(data)
+    kind = kind_of(data)
     vocab: dict[str, int] = data["model"]["vocab"]
     if kind is not None:
         vocab.update(plan.ordinary)
@@ -169,13 +197,13 @@ def _add_ordinary(data: dict[str, Any], plan: _Plan, tokenizer: Tokenizer, owner
         if not given:
             continue
         theirs = definition(owner.files, owner.tokenizer)
-        if kind is None or _kind(theirs) != kind:
+        if kind is None or kind_of(theirs) != kind:
             shown = ", ".join(map(repr, given[:_SHOWN]))
             raise ModelError(
                 f"model {owner.name!r} has {len(given)} ordinary tokens of its own ({shown}), and its "
                 f"tokenizer is of another kind, or not a BPE: such tokenizers have no union. {_MEND}"
             )
-        for pair in (_pair(merge) for merge in theirs["model"].get("merges") or []):
+        for pair in (pair_of(merge) for merge in theirs["model"].get("merges") or []):
             if pair not in known and "".join(pair) in plan.ordinary and pair[0] in vocab and pair[1] in vocab:
                 merges.append(pair)
                 known.add(pair)
@@ -219,7 +247,7 @@ def _split(data: Mapping[str, Any], tokenizer: Tokenizer, tokens: Sequence[str])
     cutter = tokenizer.backend.pre_tokenizer
     if cutter is None:
         return []
-    texts = {token: text_of(token, _kind(data)) for token in tokens}
+    texts = {token: text_of(token, kind_of(data)) for token in tokens}
     return [token for token, text in texts.items() if text and len(cutter.pre_tokenize_str(text)) > 1]
 
 
@@ -238,7 +266,7 @@ def text_of(token: str, kind: str | None) -> str | None:
     return None if "\ufffd" in text else text
 
 
-def _kind(data: Mapping[str, Any]) -> str | None:
+def kind_of(data: Mapping[str, Any]) -> str | None:
     """Return how a BPE tokenizer writes spaces in its tokens, or None for another kind of tokenizer."""
     model = data["model"]
     if (
@@ -255,13 +283,13 @@ def _kind(data: Mapping[str, Any]) -> str | None:
     return "words" if "▁" in around else "plain"
 
 
-def _pair(merge: Any) -> tuple[str, str]:
+def pair_of(merge: Any) -> tuple[str, str]:
     """Return a merge, which older files write as one text."""
     first, second = merge.split(" ") if isinstance(merge, str) else merge
     return first, second
 
 
-def _legacy_files(files: Files, plan: _Plan) -> dict[str, bytes | None]:
+def _legacy_files(files: Files, plan: Plan) -> dict[str, bytes | None]:
     """Return the changes of the files that repeat a part of tokenizer.json for older readers."""
     found = contents(files)
     changes: dict[str, bytes | None] = {}
@@ -284,7 +312,7 @@ def _legacy_files(files: Files, plan: _Plan) -> dict[str, bytes | None]:
     return changes
 
 
-def _checked(files: Files, config: Mapping[str, Any], plan: _Plan) -> Tokenizer:
+def _checked(files: Files, config: Mapping[str, Any], plan: Plan, mend: str) -> Tokenizer:
     """Load what was made, and compare it with what was meant."""
     loaded = load_tokenizer(files, config)
     if loaded.ids != plan.ids:
@@ -299,12 +327,12 @@ def _checked(files: Files, config: Mapping[str, Any], plan: _Plan) -> Tokenizer:
         shown = ", ".join(
             f"{token!r} is {loaded.ids.get(token)}, not {plan.ids.get(token)}" for token in unlike[:_SHOWN]
         )
-        raise ModelError(f"transformers gives other ids to the union of the tokenizers ({shown}). {_MEND}")
+        raise ModelError(f"transformers gives other ids to the extended tokenizer ({shown}). {mend}")
     new = list(plan.added)
     for token, ids in zip(new, loaded.encode(new), strict=True):
         if ids != [plan.ids[token]]:
             raise ModelError(
-                f"the added token {token!r} is encoded as {ids}, not as {[plan.ids[token]]}. {_MEND}"
+                f"the added token {token!r} is encoded as {ids}, not as {[plan.ids[token]]}. {mend}"
             )
     return loaded
 

@@ -11,7 +11,17 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from evolve.tensors.embeddings import holds_exactly, mean_of_owners, mean_row, selected
+from evolve.tensors.embeddings import (
+    deviation,
+    holds_exactly,
+    mean_length,
+    mean_of_owners,
+    mean_row,
+    normal_rows,
+    of_length,
+    selected,
+    weighted_rows,
+)
 
 
 def rows(*numbers: int) -> np.ndarray:
@@ -125,3 +135,46 @@ def test_tables_on_a_gpu_give_the_bits_of_the_cpu(dtype: torch.dtype) -> None:
     assert torch.equal(mean_row(moved, chosen), mean_row(table, chosen))
     mixed = mean_of_owners([moved, table], [chosen, chosen[::-1].copy()])
     assert torch.equal(mixed, mean_of_owners([table, table], [chosen, chosen[::-1].copy()]))
+
+
+@pytest.mark.parametrize("shape", [(6,), (6, 3), (6, 2, 2)])
+def test_weighted_rows_against_sums(shape: tuple[int, ...]) -> None:
+    table = torch.randn(shape, generator=torch.Generator().manual_seed(2))
+    parts = [
+        (rows(0, 5, 5), np.array([1.0, 2.0, 1.0])),
+        (rows(3), np.array([0.25])),
+        (rows(), np.zeros(0)),
+        (rows(1, 2), np.zeros(2)),
+    ]
+    found = weighted_rows(table, parts)
+    exact = table.double()
+    assert torch.allclose(found[0], (exact[0] + 3 * exact[5]) / 4, rtol=1e-12)
+    assert torch.equal(found[1], exact[3])
+    assert not found[2:].any()
+    with pytest.raises(IndexError):
+        weighted_rows(table, [(rows(6), np.ones(1))])
+
+
+def test_deviation_and_length_look_at_the_given_rows_alone() -> None:
+    table = torch.randn((3000, 4), generator=torch.Generator().manual_seed(3)) + 100
+    some = np.arange(0, 3000, 2)
+    exact = table.double()[::2]
+    assert torch.allclose(deviation(table, some), exact.std(0, correction=0), rtol=1e-12)
+    assert math.isclose(mean_length(table, some), float(exact.norm(dim=1).mean()), rel_tol=1e-12)
+    assert not deviation(table, rows(7)).any() and mean_length(table, rows()) == 0
+
+
+def test_rows_of_one_length_keep_their_direction_and_zeros() -> None:
+    values = torch.tensor([[3.0, 4.0], [0.0, 0.0], [1e-30, 0.0]], dtype=torch.float64)
+    assert torch.allclose(
+        of_length(values, 2.0), torch.tensor([[1.2, 1.6], [0, 0], [2, 0]], dtype=torch.float64)
+    )
+
+
+def test_normal_rows_are_normal_and_depend_on_their_key_alone() -> None:
+    many = normal_rows([*range(4000)], 5)
+    assert torch.equal(normal_rows([17, 3], 5), many[[17, 3]])
+    flat = many.reshape(-1)
+    assert abs(float(flat.mean())) < 0.03 and abs(float(flat.std()) - 1) < 0.03
+    assert abs(float((flat.abs() < 1).double().mean()) - 0.6827) < 0.02
+    assert bool(torch.isfinite(normal_rows([2**64 - 1], 1000)).all())

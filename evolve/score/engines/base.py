@@ -14,6 +14,9 @@ if TYPE_CHECKING:
 class Engine(Protocol):
     """A hot engine. One process, one engine, one model at a time."""
 
+    starts: int
+    """How often it was built: more than once where the architecture or the tokenizer changed."""
+
     @property
     def lm(self) -> Any:
         """The ``lm_eval.api.model.LM`` that answers for the model that is loaded now."""

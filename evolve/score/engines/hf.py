@@ -78,6 +78,7 @@ class HfEngine:
         self._asleep = False
         self._memos: dict[str, Memo] = {}
         self._model: Model | None = None
+        self.starts = 0
 
     @property
     def lm(self) -> Any:
@@ -226,6 +227,7 @@ class HfEngine:
             # The softmax of a bfloat16 model in bfloat16 would lose two of three digits.
             softmax_dtype="float32",
         )
+        self.starts += 1
         self._lm.call_seed = self._config.seed
         self._lm.memo = self._memos.setdefault(side_key(files), Memo())
         logger.info("transformers model built on %s", self._device)

@@ -107,7 +107,7 @@ class VllmEngine:
         self._loaded = False
         self._asleep = False
         self._home = tempfile.TemporaryDirectory(prefix="evolve-engine-", ignore_cleanup_errors=True)
-        self._starts = 0
+        self.starts = 0
         self._memos: dict[str, Memo] = {}
         self._model: Model | None = None
 
@@ -290,8 +290,8 @@ class VllmEngine:
         _release()
 
     def _new_folder(self) -> Path:
-        self._starts += 1
-        return Path(self._home.name) / str(self._starts)
+        self.starts += 1
+        return Path(self._home.name) / str(self.starts)
 
 
 def _settle(worker: Any) -> None:

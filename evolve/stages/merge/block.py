@@ -89,6 +89,12 @@ class MergeBlock(StageBlock):
         return tuple(dict.fromkeys(entry.model for part in self.parts for entry in part.others))
 
     @property
+    def reshapes(self) -> bool:
+        """Whether the search switches slices, or a stack as a whole, on and off."""
+        switched = not isinstance(self.enabled, bool) and self.sliced
+        return switched or any(not isinstance(part.enabled, bool) for part in self.parts)
+
+    @property
     def has_base(self) -> bool:
         """Whether the method has a base. Without one ``base_model`` only gives config and tokenizer."""
         return self.merge_method in MERGE_METHODS and MERGE_METHODS.load(self.merge_method).base != "none"

@@ -1,0 +1,1 @@
+"""How new tokens are chosen: one file a method."""
