@@ -222,7 +222,7 @@ class GenerateBlock(Block):
 
     @classmethod
     def effective(cls, plain: Mapping[str, Any]) -> dict[str, Any]:
-        """Return a plain block without what has no effect on the rows of a run that could finish."""
+        """Return a plain block without what its style and its verifier do not use."""
         return without_effect(plain)
 
 

@@ -113,6 +113,7 @@ def test_two_processes_ask_nothing_twice(config: Path, tmp_path: Path) -> None:
     assert first == second and first.count(b"\n") == COUNT
 
 
+@pytest.mark.slow
 def test_the_living_take_over_from_the_dead(config: Path, tmp_path: Path) -> None:
     with serving(fault=lambda body, number: Fault("hang") if number <= AT_ONCE else None) as server:
         first = start(config, server.url, "rows0.jsonl")
