@@ -130,7 +130,7 @@ class VerifyBlock(Block):
 class QualityBlock(Block):
     """A model that gives each row 1 to 5 points."""
 
-    judge: Annotated[str | ApiTeacher | None, Field()] = None
+    judge: str | ApiTeacher | None = None
     """Name of a model at the teacher's server, or a teacher of its own; absent: the teacher."""
     min: SearchNumber = 3
     """Fewest points of a row that stays."""
