@@ -130,7 +130,7 @@ class VerifyBlock(Block):
 class QualityBlock(Block):
     """A model that gives each row 1 to 5 points."""
 
-    judge: Annotated[str | ApiTeacher | None, Field()] = None
+    judge: str | ApiTeacher | None = None
     """Name of a model at the teacher's server, or a teacher of its own; absent: the teacher."""
     min: SearchNumber = 3
     """Fewest points of a row that stays."""
@@ -222,7 +222,7 @@ class GenerateBlock(Block):
 
     @classmethod
     def effective(cls, plain: Mapping[str, Any]) -> dict[str, Any]:
-        """Return a plain block without what has no effect on the rows of a run that could finish."""
+        """Return a plain block without what its style and its verifier do not use."""
         return without_effect(plain)
 
 

@@ -41,11 +41,8 @@ _LOWEST_HIGHEST: dict[tuple[str, ...], tuple[float, float]] = {
 }
 """Bounds of numbers that may be ranges."""
 
-_NO_EFFECT = ("budget", "concurrency")
-"""Of a run that comes to its end. One that a budget stops says so, and is no result."""
-
-_OF_A_MODEL = ("model", "endpoint", "extra_body")
-"""Keys of a teacher that decide what it answers."""
+_HOW = ("budget", "concurrency")
+"""Keys of the block that say how it is asked."""
 
 
 def check_teacher(teacher: ApiTeacher) -> list[tuple[Path, str]]:
@@ -121,28 +118,42 @@ def check_rationale(block: RationaleBlock) -> list[tuple[Path, str]]:
 
 
 def without_effect(plain: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a plain ``generate`` block without what has no effect on the rows."""
-    found = {key: value for key, value in plain.items() if key not in _NO_EFFECT}
+    """Return a plain ``generate`` block without keys that its style and its verifier do not use."""
+    found = dict(plain)
     style = found.get("style", "completion")
     used = STYLES.load(style).keys if style in STYLES else frozenset()
     for key in ("prompts", "system_prompts", "textbook", "instruction"):
         if key not in used:
             found.pop(key, None)
-    filters = found.get("filters")
-    quality = filters.get("quality") if isinstance(filters, dict) else None
-    if isinstance(filters, dict) and isinstance(quality, dict) and isinstance(quality.get("judge"), dict):
-        judge = {key: quality["judge"][key] for key in _OF_A_MODEL if key in quality["judge"]}
-        found["filters"] = {**filters, "quality": {**quality, "judge": judge}}
     textbook = found.get("textbook")
     if isinstance(textbook, dict) and "words" not in textbook:
         found["textbook"] = {key: value for key, value in textbook.items() if key != "words_per_text"}
     verify = found.get("verify")
     if isinstance(verify, dict) and verify.get("kind") in VERIFIERS:
         unused = _OPTIONS - VERIFIERS.load(verify["kind"]).options
-        verify = {key: value for key, value in verify.items() if key not in unused}
-        # A limit of time decides nothing that is the same on another machine.
-        found["verify"] = {key: value for key, value in verify.items() if key != "timeout"}
+        found["verify"] = {key: value for key, value in verify.items() if key not in unused}
     return found
+
+
+def deciding(plain: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what of a plain ``generate`` block decides the rows of a call that could finish.
+
+    Not how fast, where and for how much it is asked: a call that a budget stops says so, and is no result.
+    """
+    found = {key: value for key, value in without_effect(plain).items() if key not in _HOW}
+    if isinstance(found.get("verify"), dict):
+        found["verify"] = {key: value for key, value in found["verify"].items() if key != "timeout"}
+    filters = found.get("filters")
+    quality = filters.get("quality") if isinstance(filters, dict) else None
+    if isinstance(filters, dict) and isinstance(quality, dict) and isinstance(quality.get("judge"), dict):
+        judge = deciding_of_teacher(quality["judge"])
+        found["filters"] = {**filters, "quality": {**quality, "judge": judge}}
+    return found
+
+
+def deciding_of_teacher(plain: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what of a teacher's plain block decides what it answers: not where it is, nor what it costs."""
+    return {key: plain[key] for key in ("model", "endpoint", "extra_body") if key in plain}
 
 
 def without_effect_of_rationale(plain: Mapping[str, Any]) -> dict[str, Any]:

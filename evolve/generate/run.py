@@ -12,12 +12,21 @@ from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
+from evolve.config.files import pinned_block
 from evolve.config.plain import plain, ranges
 from evolve.conversations import write_conversations
 from evolve.errors import UserError
 from evolve.generate.asker import Asker, Rules
 from evolve.generate.blocks import ApiTeacher
-from evolve.generate.checks import check_generate, check_pair, check_teacher, fixed, fixed_number
+from evolve.generate.checks import (
+    check_generate,
+    check_pair,
+    check_teacher,
+    deciding,
+    deciding_of_teacher,
+    fixed,
+    fixed_number,
+)
 from evolve.generate.endpoint import Endpoint
 from evolve.generate.exchange import Request, Sampling
 from evolve.generate.filters.base import Context
@@ -96,7 +105,7 @@ def generate(
         UserError: A file or the blocks are wrong, or no further request can succeed. Every answer is kept.
         Interrupted: Ctrl-C. Every answer is kept.
     """
-    _require_right(block, teacher)
+    block = _right(block, teacher)
     out = out or folder / f"{identity(block, teacher)}.jsonl"
     limit = Limit(block.budget.tokens, block.budget.usd)
     with contextlib.closing(Store(folder / STORE)) as store:
@@ -122,25 +131,29 @@ def identity(block: GenerateBlock, teacher: ApiTeacher) -> str:
     """Return 16 hex digits of all that decides the rows: not where the server is, and not what it costs."""
     return content_hash(
         {
-            "generate": without_paths(type(block).effective(plain(block))),
-            "teacher": {
-                "model": teacher.model,
-                "endpoint": teacher.endpoint,
-                "extra_body": teacher.extra_body,
-            },
+            "generate": without_paths(deciding(plain(block))),
+            "teacher": deciding_of_teacher(plain(teacher)),
         }
     )
 
 
-def _require_right(block: GenerateBlock, teacher: ApiTeacher) -> None:
+def _right(block: GenerateBlock, teacher: ApiTeacher) -> GenerateBlock:
+    """Return the block with the content of its files.
+
+    Raises:
+        UserError: Something is wrong with the blocks, or a file does not hold what the block says.
+    """
     problems = [(("teacher", *path), message) for path, message in check_teacher(teacher)]
     problems += [(("generate", *path), message) for path, message in check_generate(block)]
     problems += [
         (("generate", *path), "a range is left: give it a value") for path, _ in ranges(block)
     ] or check_pair(block, teacher)
+    pinned, wrong = pinned_block(block)
+    problems += [(("generate", *path), message) for path, message in wrong]
     if problems:
         lines = (f"{'.'.join(map(str, path))}: {message}" for path, message in problems)
         raise UserError("\n".join(lines))
+    return pinned
 
 
 class _Run:

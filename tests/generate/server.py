@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 class Fault:
     """One reply that is none, or a good one that comes late.
 
-    kind: status, cut, hang, html, garbage, empty, close, slow.
+    kind: status, cut, hang, drip, html, garbage, empty, close, slow.
     """
 
     kind: str
@@ -143,6 +143,13 @@ class Handler(BaseHTTPRequestHandler):
             self._send(200, b"<html>Bad gateway</html>", kind="text/html")
         elif fault.kind == "empty":
             self._send(200, json.dumps({"choices": []}).encode())
+        elif fault.kind == "drip":
+            self._send(200, b"", length=len(good))
+            for place in range(len(good)):
+                self.wfile.write(good[place : place + 1])
+                self.wfile.flush()
+                if self.teacher.released.wait(fault.seconds):
+                    break
         elif fault.kind == "hang":
             self.teacher.released.wait(60)
             self.close_connection = True

@@ -10,6 +10,7 @@ from evolve.config.plain import plain, ranges
 from evolve.config.yaml import read_tree
 from evolve.errors import ConfigError
 from evolve.generate.blocks import ApiTeacher, GenerateBlock
+from evolve.generate.checks import deciding
 from evolve.generate.config import load
 
 if TYPE_CHECKING:
@@ -106,21 +107,32 @@ def test_problems_of_a_teacher(keys: dict[str, Any], path: tuple[str, ...]) -> N
     assert "hunter2" not in str(teacher.problems())
 
 
-def test_what_has_no_effect() -> None:
-    def effect(**keys: Any) -> Any:
-        return GenerateBlock.effective(plain(block(**keys)))
+def test_what_has_no_effect_is_no_part_of_a_recipe_and_what_is_needed_to_ask_is() -> None:
+    def effect(**keys: Any) -> dict[str, Any]:
+        return GenerateBlock.effective(plain(block(**keys), defaults=False))
 
-    assert effect(concurrency=3, budget={"tokens": 1}) == effect()
-    assert effect(n=2) != effect()
+    verify = {"kind": "exact", "field": "answer"}
+    unused = {**verify, "pattern": "x", "function": "y"}
+    assert effect(verify=unused) == effect(verify=verify)
+    assert effect(textbook={"topics": "t.txt"}) == effect()
+    for keys in ({"budget": {"tokens": 1}}, {"concurrency": 3}, {"n": 2}, {"verify": verify}):
+        assert set(effect(**keys)) == {"prompts", *keys}
+        assert block(**effect(**keys)) == block(**keys)
+
+
+def test_what_decides_the_rows() -> None:
+    def decides(**keys: Any) -> Any:
+        return deciding(plain(block(**keys)))
 
     def judged(**keys: Any) -> Any:
         judge = {"base_url": "http://a/v1", "model": "critic", **keys}
-        return effect(filters={"quality": {"judge": judge}})
+        return decides(filters={"quality": {"judge": judge}})
 
+    verify = {"kind": "regex", "pattern": "x"}
+    assert decides(concurrency=3, budget={"tokens": 1}) == decides() != decides(n=2)
+    assert decides(verify={**verify, "timeout": 9.0}) == decides(verify=verify)
+    assert decides(verify={**verify, "ignore_case": True}) != decides(verify=verify)
     assert judged() == judged(base_url="http://b/v1", timeout=3.0) != judged(model="other")
-    verify = {"kind": "exact", "field": "answer"}
-    assert effect(verify={**verify, "timeout": 9.0}) == effect(verify=verify)
-    assert effect(verify={**verify, "ignore_case": True}) != effect(verify=verify)
 
 
 def test_problems_have_a_place(tmp_path: Path) -> None:

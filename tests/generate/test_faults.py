@@ -58,7 +58,7 @@ def test_a_server_that_hangs_is_left(tmp_path: Path) -> None:
 
 def test_an_answer_that_drips_is_left_too(tmp_path: Path) -> None:
     """A server that sends a byte now and then never runs into the time between two reads."""
-    with serving(fault=lambda body, number: Fault("slow", seconds=3.0) if number == 1 else None) as server:
+    with serving(fault=lambda body, number: Fault("drip", seconds=0.1) if number == 1 else None) as server:
         made = run(tmp_path, server.url, {"timeout": 0.4}, concurrency=1)
     assert made.rows == 5
     assert len(server.bodies) == 6

@@ -125,6 +125,9 @@ def test_ranges_and_wrong_blocks_are_refused_before_anything_is_asked(tmp_path: 
             generate(ranged, teacher(server.url), folder=tmp_path)
         with pytest.raises(UserError, match=r"questions.jsonl:1: no 'gold'"):
             run(tmp_path, server.url, verify={"kind": "exact", "field": "gold"})
+        changed = block(prompts={"path": prompts, "content": f"sha256:{'0' * 64}"})
+        with pytest.raises(UserError, match="bring back the file that was meant"):
+            generate(changed, teacher(server.url), folder=tmp_path)
     assert not server.bodies
 
 

@@ -139,14 +139,14 @@ def test_final_answers() -> None:
 
 
 def reply(right: dict[str, int]) -> Any:
-    """Answer a question right so many times: longer each time."""
+    """Answer a question right so many times, shorter each time, and then wrong; below 0: then cut off."""
     given: dict[str, int] = {}
 
     def of(body: dict[str, Any]) -> Any:
         asked = prompt_of(body).split("\n")[0]
         number = given[asked] = given.get(asked, 0) + 1
-        word = asked[1:-1] if number <= right[asked] else "999"
-        if right[asked] < 0:
+        word = asked[1:-1] if number <= abs(right[asked]) else "999"
+        if right[asked] < 0 and word == "999":
             return {"message": {"content": "so"}, "finish_reason": "length"}
         return f"{'well ' * (9 - number)}so. Answer: {word}"
 
@@ -154,7 +154,7 @@ def reply(right: dict[str, int]) -> Any:
 
 
 def test_rejection_sampling_keeps_the_shortest_and_records_the_rate(tmp_path: Path) -> None:
-    right = {"q0?": 0, "q1?": 1, "q2?": 2, "q3?": 4, "q4?": -1}
+    right = {"q0?": 0, "q1?": 1, "q2?": 2, "q3?": 4, "q4?": -2}
     keys = {"style": "reasoning", "n": 4, "concurrency": 1, "max_attempts": 1, "temperature": 0.5}
     verify: dict[str, Any] = {"kind": "numeric", "field": "answer", "max_per_prompt": 2}
     with serving(reply=reply(right)) as server:
@@ -167,11 +167,11 @@ def test_rejection_sampling_keeps_the_shortest_and_records_the_rate(tmp_path: Pa
         )
         first = run(tmp_path, server.url, verify={"kind": "numeric", "field": "answer"}, **keys)
     rates = {row["messages"][0]["content"]: row["metadata"]["pass_rate"] for row in rows(made)}
-    assert rates == {"q1?": 0.25, "q2?": 0.5, "q3?": 1.0}
-    assert (made.rows, every.rows, first.rows) == (5, 7, 3)
-    assert made.counts["removed_wrong"] == 16 - 7 and made.counts["removed_surplus"] == 2
-    assert made.counts["truncated"] == 4
-    assert [row["messages"][0]["content"] for row in rows(hard)] == ["q2?"] * 2
+    assert rates == {"q1?": 0.25, "q2?": 0.5, "q3?": 1.0, "q4?": 0.5}
+    assert (made.rows, every.rows, first.rows) == (7, 9, 4)
+    assert made.counts["removed_wrong"] == 18 - 9 and made.counts["removed_surplus"] == 2
+    assert made.counts["truncated"] == 2
+    assert sorted(row["messages"][0]["content"] for row in rows(hard)) == ["q2?", "q2?", "q4?", "q4?"]
     assert hard.counts["removed_pass_rate"] == 5
     kept = [len(row["messages"][1]["reasoning_content"]) for row in rows(made) if "q3?" in str(row)]
     assert max(kept) < min(
