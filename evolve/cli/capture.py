@@ -53,9 +53,9 @@ def capture(
     temperatures: tuple[float, ...],
     backend: str,
 ) -> None:
-    """Write the best tokens of MODEL at every place of a text into the folder OUT.
+    """Capture a teacher: the best tokens of MODEL at every place of a text.
 
-    MODEL is a folder or a hub id. A stage `distill` reads the result with
+    MODEL is a folder or a hub id, OUT a folder. A stage `distill` reads the result with
     `teacher: {kind: dataset, path: OUT/capture.json}`. The same command goes on after any stop, also a kill.
     """
     from evolve.stages.distill.capture import capture as run
