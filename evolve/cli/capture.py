@@ -53,10 +53,11 @@ def capture(
     temperatures: tuple[float, ...],
     backend: str,
 ) -> None:
-    """Write the best tokens of MODEL at every place of a text into the folder OUT.
+    """Keep what a teacher says of a text.
 
-    MODEL is a folder or a hub id. A stage `distill` reads the result with
-    `teacher: {kind: dataset, path: OUT/capture.json}`. The same command goes on after any stop, also a kill.
+    Writes the best tokens of MODEL, a folder or a hub id, at every place into the folder OUT. A stage
+    `distill` reads the result with `teacher: {kind: dataset, path: OUT/capture.json}`. The same command goes
+    on after any stop, also a kill.
     """
     from evolve.stages.distill.capture import capture as run
     from evolve.stages.distill.capture_text import end_token, text_documents

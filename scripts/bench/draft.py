@@ -32,6 +32,9 @@ def main() -> None:
     parser.add_argument("--max-new-tokens", type=int, default=64)
     parser.add_argument("--max-prompt-length", type=int, default=64)
     parser.add_argument("--items", type=int, default=32)
+    parser.add_argument(
+        "--ignore-eos", action="store_true", help="Write --max-new-tokens, whatever they are."
+    )
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--out", type=Path, help="Write the numbers as JSON.")
     parser.add_argument("--part", choices=["target", "draft", "both", "predicted"], help=argparse.SUPPRESS)
@@ -88,7 +91,11 @@ def engine(options: argparse.Namespace, model: str, draft: str | None) -> dict[s
     asked = [TokensPrompt(prompt_token_ids=one) for one in prompts_of(options)]
     rules = [
         SamplingParams(
-            temperature=options.temperature, max_tokens=options.max_new_tokens, seed=place, detokenize=False
+            temperature=options.temperature,
+            max_tokens=options.max_new_tokens,
+            seed=place,
+            detokenize=False,
+            ignore_eos=options.ignore_eos,
         )
         for place in range(len(asked))
     ]
@@ -140,6 +147,7 @@ def predicted(options: argparse.Namespace) -> dict[str, Any]:
         Generation(options.temperature, max_new_tokens=options.max_new_tokens),
         seed=0,
         vocabulary=size,
+        eos=() if options.ignore_eos else None,
     )
     said = said_of(open_frozen(draft, "cpu"), texts, options.temperature or 1.0, size)
     sure = options.temperature == 0 or options.method == "greedy"
@@ -162,7 +170,9 @@ def show(found: dict[str, dict[str, Any]], options: argparse.Namespace) -> None:
 
     both, alone, small, said = (found[part] for part in ("both", "target", "draft", "predicted"))
     k = options.num_speculative_tokens
-    length = 1 + both["num_accepted_tokens"] / both["num_drafts"]
+    # The prompt's pass gives the first token of a text, without a draft.
+    length = (both["tokens"] - both["prompts"]) * options.repeats / both["num_drafts"]
+    counted = 1 + both["num_accepted_tokens"] / both["num_drafts"]
     # The mean of what the engine drafted, which may be fewer at the end of a text.
     rate = both["num_accepted_tokens"] / both["num_draft_tokens"]
     medians = {part: statistics.median(found[part]["seconds"]) for part in ("target", "draft", "both")}
@@ -171,6 +181,7 @@ def show(found: dict[str, dict[str, Any]], options: argparse.Namespace) -> None:
     print(f"{alone['prompts']} prompts, {alone['tokens']} and {both['tokens']} tokens, k = {k}")
     print(f"{'':34}{'predicted':>12}{'measured':>12}")
     print(f"{'tokens of a cycle':34}{said['length']:12.3f}{length:12.3f}")
+    print(f"{'  as the counters have it':34}{'':12}{counted:12.3f}")
     print(f"{'accepted of the drafted':34}{said['rate']:12.3f}{rate:12.3f}")
     print(f"{'cost of a pass, draft over target':34}{said['cost']:12.3f}{cost:12.3f}")
     measured = per_token["target"] / per_token["both"]

@@ -121,7 +121,8 @@ def _captured(
     teacher: Teacher | None = None
     try:
         for group in _shards(left, shard_tokens):
-            teacher = teacher or open_teacher()
+            if teacher is None:
+                teacher, start = open_teacher(), time.monotonic()
             answered = [one for part in _batches(group) for one in answers(teacher, part, key)]
             shards.append(_write(folder / _name(len(shards)), answered, key))
             read = sum(len(one.tokens) for one in answered)

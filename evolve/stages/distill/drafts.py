@@ -56,6 +56,7 @@ def target_texts(
     *,
     seed: int,
     vocabulary: int,
+    eos: Sequence[int] | None = None,
 ) -> list[Written]:
     """Return what a target writes behind each prompt; kept in the user's cache.
 
@@ -66,6 +67,7 @@ def target_texts(
         settings: How it decodes.
         seed: Of the sampling.
         vocabulary: Number of real tokens.
+        eos: Tokens that end a text; None: those of the model's generation config.
     """
     flat = [list(map(int, prompt)) for prompt in prompts]
     key = {
@@ -75,6 +77,7 @@ def target_texts(
         "settings": settings.as_plain(),
         "seed": seed,
         "vocabulary": vocabulary,
+        "eos": None if eos is None else sorted(eos),
     }
     path = cache_folder("drafts") / f"{content_hash(key)}.json"
     kept = _read(path, flat)
@@ -85,7 +88,7 @@ def target_texts(
     from evolve.stages.distill.teachers.hf import open_frozen
 
     network = open_frozen(target, "cuda" if torch.cuda.is_available() else "cpu")
-    found = complete(network, flat, settings, seed=seed)
+    found = complete(network, flat, settings, seed=seed, eos=eos)
     texts = [
         Written(tuple(prompt), one.tokens, (0.0,) * len(one.tokens))
         for prompt, one in zip(flat, found, strict=True)

@@ -117,7 +117,8 @@ def test_greedy_is_what_the_decoding_counts(
     assert np.mean(list(length.items.values())) == pytest.approx(length.value)
 
 
-@pytest.mark.parametrize("method", ["probabilistic", pytest.param("greedy", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["probabilistic", "greedy"])
 def test_sampling_is_what_the_decoding_counts_in_the_mean(
     folder: Path, target: Path, prompts: Path, method: str
 ) -> None:
