@@ -19,11 +19,15 @@ from evolve.errors import UserError
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
+    from evolve.generate.filters.base import Filter
+    from evolve.generate.styles.base import Style
+    from evolve.generate.verifiers.base import Verifier
     from evolve.score.engines.base import EngineFactory
     from evolve.score.scorers.base import ModelScorer
     from evolve.search.base import SamplerFactory
     from evolve.stages.base import Stage
     from evolve.stages.distill.losses.base import Loss
+    from evolve.stages.distill.teachers.base import Teacher
     from evolve.stages.merge.base import MergeMethod
     from evolve.training.regularizers.base import Regularizer
 
@@ -129,6 +133,49 @@ LOSSES: Registry[type[Loss]] = Registry(
     },
 )
 
+TEACHERS: Registry[type[Teacher]] = Registry(
+    "teacher",
+    {
+        "hf": "evolve.stages.distill.teachers.hf:HfTeacher",
+        "vllm": "evolve.stages.distill.teachers.vllm:VllmTeacher",
+        "dataset": "evolve.stages.distill.teachers.dataset:DatasetTeacher",
+    },
+)
+
+STYLES: Registry[type[Style]] = Registry(
+    "style",
+    {
+        "completion": "evolve.generate.styles.completion:Completion",
+        "explanation": "evolve.generate.styles.explanation:Explanation",
+        "textbook": "evolve.generate.styles.textbook:Textbook",
+        "reasoning": "evolve.generate.styles.reasoning:Reasoning",
+    },
+)
+
+VERIFIERS: Registry[type[Verifier]] = Registry(
+    "verifier",
+    {
+        "exact": "evolve.generate.verifiers.exact:Exact",
+        "numeric": "evolve.generate.verifiers.numeric:Numeric",
+        "math": "evolve.generate.verifiers.math:Math",
+        "regex": "evolve.generate.verifiers.regex:Regex",
+        "python": "evolve.generate.verifiers.python:Python",
+    },
+)
+
+FILTERS: Registry[type[Filter]] = Registry(
+    "filter",
+    {
+        "length": "evolve.generate.filters.length:Length",
+        "refusals": "evolve.generate.filters.refusals:Refusals",
+        "exact_duplicates": "evolve.generate.filters.exact_duplicates:ExactDuplicates",
+        "ngram_overlap": "evolve.generate.filters.ngram_overlap:NgramOverlap",
+        "near_duplicate": "evolve.generate.filters.near_duplicate:NearDuplicate",
+        "quality": "evolve.generate.filters.quality:Quality",
+    },
+)
+"""In the order in which they run."""
+
 REGULARIZERS: Registry[type[Regularizer]] = Registry(
     "regularizer",
     {
@@ -155,6 +202,8 @@ SCORERS: Registry[type[ModelScorer]] = Registry(
         "bits_per_byte": "evolve.score.scorers.bits_per_byte:BitsPerByte",
         "size": "evolve.score.scorers.size:Size",
         "latency": "evolve.score.scorers.latency:Latency",
+        "kl_to_teacher": "evolve.score.scorers.kl_to_teacher:KlToTeacher",
+        "speculative": "evolve.score.scorers.speculative:Speculative",
         "python": "evolve.score.scorers.python:Python",
     },
 )

@@ -40,6 +40,8 @@ VERBS: dict[str, str] = {
     "best": "evolve.cli.best:best",
     "export": "evolve.cli.export:export",
     "build": "evolve.cli.build:build",
+    "capture": "evolve.cli.capture:capture",
+    "generate": "evolve.cli.generate:generate",
     "eval": "evolve.cli.eval:evaluate",
     "spaces": "evolve.cli.spaces:spaces",
     "ls": "evolve.cli.ls:ls",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path as File
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from pydantic import BaseModel
 
@@ -17,8 +17,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from evolve.config.load import Loaded
-    from evolve.config.values import StageBlock
     from evolve.config.yaml import Path
+
+AnyBlock = TypeVar("AnyBlock", bound=BaseModel)
 
 
 def files(value: Any, path: Path = ()) -> Iterator[tuple[Path, DataFile]]:
@@ -46,7 +47,7 @@ def pinned(loaded: Loaded) -> Loaded:
     problems = []
     stages = []
     for index, (kind, block) in enumerate(loaded.stages):
-        found, wrong = _pinned(block)
+        found, wrong = pinned_block(block)
         stages.append((kind, found))
         problems += [loaded.problem(("pipeline", index, kind, *path), message) for path, message in wrong]
     if problems:
@@ -58,7 +59,8 @@ def pinned(loaded: Loaded) -> Loaded:
     return replace(loaded, config=config, stages=tuple(stages))
 
 
-def _pinned(block: StageBlock) -> tuple[StageBlock, list[tuple[Path, str]]]:
+def pinned_block(block: AnyBlock) -> tuple[AnyBlock, list[tuple[Path, str]]]:
+    """Return a block with the content of its files filled in, and ``(path, message)`` of what is wrong."""
     data: dict[str, Any] | None = None
     problems: list[tuple[Path, str]] = []
     for path, file in files(block):

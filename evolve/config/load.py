@@ -12,7 +12,7 @@ from evolve.config.messages import Complaint, complaints, describe
 from evolve.config.plain import plain
 from evolve.config.references import StageView, adopt, spelled, wiring
 from evolve.config.schema import Config, safe_name
-from evolve.config.scorers import scorer_complaints
+from evolve.config.scorers import named_models, scorer_complaints
 from evolve.config.yaml import MOST_BYTES
 from evolve.errors import ConfigError, Problem
 from evolve.registry import STAGES, did_you_mean
@@ -113,7 +113,7 @@ def load_text(text: str, source: str, overrides: Iterable[str] = ()) -> Loaded:
         raise ConfigError(_in_order(problems))
     blocks = tuple((view.kind, view.block) for view in views if view.block is not None)
     pipeline = [{kind: plain(block)} for kind, block in blocks]
-    config = Config.model_validate({**data, "pipeline": pipeline})
+    config = Config.model_validate({**named_models(data), "pipeline": pipeline})
     return Loaded(config, blocks, source, document)
 
 

@@ -28,6 +28,26 @@ def scorer_complaints(data: dict[str, Any]) -> tuple[list[Complaint], dict[str, 
     return found, {**data, "score": {**score, "scorers": kept}}
 
 
+def named_models(data: dict[str, Any]) -> dict[str, Any]:
+    """Return a plain config that is right, with names of ``models`` in its scorers' blocks replaced.
+
+    A scorer gets its block alone, and a name of the config would tell it nothing.
+    """
+    score, models = data.get("score"), data.get("models") or {}
+    if not isinstance(score, dict) or not score.get("scorers"):
+        return data
+    entries = [
+        {kind: {**raw, **_replaced(kind, raw, models)} for kind, raw in entry.items()}
+        for entry in score["scorers"]
+    ]
+    return {**data, "score": {**score, "scorers": entries}}
+
+
+def _replaced(kind: str, raw: dict[str, Any], models: dict[str, Any]) -> dict[str, Any]:
+    keys = SCORERS.load(kind).block.models
+    return {key: models[raw[key]] for key in keys if raw.get(key) in models}
+
+
 def _of_entry(entry: Any) -> list[Complaint]:
     known = ", ".join(SCORERS.names())
     if not isinstance(entry, dict) or len(entry) != 1:

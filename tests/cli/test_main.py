@@ -28,7 +28,7 @@ HEAVY = (
 
 
 def test_the_issue_s_verbs_are_all_there():
-    wanted = "run resume validate status trials show best export build eval spaces ls schema doctor"
+    wanted = "run resume validate status trials show best export build generate eval spaces ls schema doctor"
     assert list(VERBS) == wanted.split()
 
 

@@ -102,3 +102,17 @@ def test_the_schema_for_editors_knows_every_scorer() -> None:
     items = schema["$defs"]["ScoreConfig"]["properties"]["scorers"]["items"]
     assert {option["title"] for option in items["oneOf"]} == set(SCORERS.names())
     assert "chunk_bytes" in json.dumps(schema)
+
+
+def test_names_of_models_in_a_scorer_are_what_they_stand_for(tmp_path: Path) -> None:
+    score = load(
+        edited(
+            tmp_path,
+            {"kl_to_teacher": {"model": "one", "path": "text.txt"}},
+            {"speculative": {"target": "elsewhere/big", "prompts": "p.jsonl"}},
+        )
+    ).config.score
+    assert score is not None
+    [first, second] = score.scorers
+    assert first["kl_to_teacher"]["model"] == str(tmp_path / "one")
+    assert second["speculative"]["target"] == "elsewhere/big"

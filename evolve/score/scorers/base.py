@@ -33,6 +33,9 @@ class ScorerBlock(Block):
     weight: float = Field(default=1.0, ge=0)
     """Weight in the objective; 0: only reported."""
 
+    models: ClassVar[tuple[str, ...]] = ()
+    """Keys that may hold a name of the config's ``models``; it is replaced by what it stands for."""
+
     @property
     def metric_name(self) -> str:
         """Name of the metric. Each scorer's block says its own."""

@@ -1,0 +1,1 @@
+"""Training data that a teacher behind an API writes: asked once, kept, verified, filtered."""

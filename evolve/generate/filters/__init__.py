@@ -1,0 +1,1 @@
+"""Which rows stay: one filter a file."""

@@ -1,0 +1,1 @@
+"""Whether an answer is right: one way to tell a file."""

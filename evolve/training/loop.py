@@ -1,0 +1,282 @@
+"""transformers' Trainer, told to do what :mod:`evolve.training.trainer` promises."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from transformers import Trainer, TrainerCallback, TrainingArguments
+
+from evolve.errors import CandidateError
+from evolve.training.trainer import Control, Settings, count_items, mark_whole, steps_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from torch import Tensor
+
+    from evolve.training.rows import Row
+    from evolve.training.trainer import Objective
+
+logger = logging.getLogger(__name__)
+
+_LINES = 50
+"""About so many lines a run has in its log."""
+_TELL_SECONDS = 10.0
+
+
+def make_trainer(
+    network: Any, rows: Sequence[Row], objective: Objective, settings: Settings, *, spent: float
+) -> Trainer:
+    """Return a Trainer that is ready to go.
+
+    Args:
+        network: What is trained.
+        rows: In their order.
+        objective: Gives the loss.
+        settings: See there.
+        spent: Seconds of earlier starts.
+    """
+    steps = steps_of(len(rows), settings.arguments)
+    clock = _Clock(settings, steps, spent)
+    trainer = _Trainer(
+        model=network,
+        args=_arguments(settings, steps),
+        train_dataset=_Rows(rows),
+        data_collator=list,
+        callbacks=[clock, _Resting(network, settings)],
+    )
+    trainer.objective = objective
+    trainer.name = settings.name
+    trainer.each_alone = settings.control != Control()
+    # The progress is ours, and the rest of the callbacks print.
+    for callback in list(trainer.callback_handler.callbacks):
+        if type(callback).__name__ in ("PrinterCallback", "ProgressCallback", "NotebookProgressCallback"):
+            trainer.remove_callback(callback)
+    return trainer
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Keep transformers from drawing bars: progress is a line in our log."""
+    from transformers.utils import logging as theirs
+
+    shown = theirs.is_progress_bar_enabled()
+    theirs.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            theirs.enable_progress_bar()
+
+
+class _Rows(torch.utils.data.Dataset):  # type: ignore[type-arg]
+    def __init__(self, rows: Sequence[Row]) -> None:
+        self._rows = rows
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: int) -> Row:
+        return self._rows[index]
+
+
+class _Trainer(Trainer):
+    objective: Objective
+    name: str
+    each_alone: bool
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        # The loss is divided by the tokens of the whole step already.
+        self.model_accepts_loss_kwargs = True
+        self._numbers: dict[str, list[float]] = {}
+        self._logged = -1
+
+    def create_optimizer(self, model: Any = None) -> Any:
+        optimizer = super().create_optimizer(model)
+        if self.each_alone:
+            # A group has one learning rate.
+            optimizer.param_groups[:] = [
+                {**group, "params": [parameter]}
+                for group in optimizer.param_groups
+                for parameter in group["params"]
+            ]
+        return optimizer
+
+    def _get_train_sampler(self, *_: Any, **__: Any) -> Any:
+        return torch.utils.data.SequentialSampler(self.train_dataset)
+
+    def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: Any) -> tuple[list[Any], Any]:
+        batches: list[Sequence[Row]] = []
+        for _ in range(num_batches):
+            try:
+                batches.append(next(epoch_iterator))
+            except StopIteration:
+                break
+        step = int(self.state.global_step)
+        batches = [self.objective.prepare(self.model, batch, step=step) for batch in batches]
+        items = torch.tensor(sum(count_items(batch) for batch in batches), device=device)
+        if self.args.world_size > 1:
+            items = self.accelerator.gather(items).sum()
+        return [{"rows": batch} for batch in batches], items
+
+    def _prepare_inputs(self, inputs: Any) -> Any:
+        return inputs
+
+    def compute_loss(
+        self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        items = max(1, int(num_items_in_batch))
+        loss, numbers = self.objective.loss(model, inputs["rows"], num_items=items)
+        if not math.isfinite(float(loss.detach())):
+            raise CandidateError(
+                "non_finite",
+                f"{self.name}: the loss is {float(loss.detach())} at step {self.state.global_step + 1}; "
+                "a lower learning rate or a longer warm-up may help",
+            )
+        if self._logged < 0:
+            self._logged = int(self.state.global_step)
+        for key, value in numbers.items():
+            self._numbers.setdefault(key, []).append(value)
+        # Gradients of several processes are averaged, and the items are those of all.
+        scaled: Tensor = loss * self.accelerator.num_processes
+        return (scaled, None) if return_outputs else scaled
+
+    def floating_point_ops(self, inputs: Any) -> int:
+        return 0
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        if "loss" in logs:
+            steps = max(1, int(self.state.global_step) - self._logged)
+            self._logged = int(self.state.global_step)
+            # A part of a step has its share of the step's sum, so parts add up and steps are averaged.
+            logs |= {key: sum(values) / steps for key, values in self._numbers.items()}
+            self._numbers.clear()
+        super().log(logs, start_time)
+
+
+class _Clock(TrainerCallback):
+    """Checkpoints by the clock, whole ones marked; a line of progress now and then."""
+
+    def __init__(self, settings: Settings, steps: int, spent: float) -> None:
+        self._settings = settings
+        self._steps = steps
+        self._spent = spent
+        self._began = self._saved = self._told = time.monotonic()
+        self._first: int | None = None
+        self._loss = math.nan
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if self._first is None:
+            self._first = int(state.global_step)
+            self._began = self._saved = time.monotonic()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> Any:
+        now = time.monotonic()
+        done = int(state.global_step)
+        if now - self._saved >= self._settings.save_seconds and done < self._steps:
+            control.should_save = True
+            self._saved = now
+        if now - self._told >= _TELL_SECONDS or done == self._steps:
+            self._told = now
+            each = (now - self._began) / max(1, done - (self._first or 0))
+            left = each * (self._steps - done)
+            logger.info(
+                "%s: step %d of %d, loss %.4g, %.2g s a step, %d s left",
+                self._settings.name,
+                done,
+                self._steps,
+                self._loss,
+                each,
+                round(left),
+            )
+        return control
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
+        if logs and "loss" in logs:
+            self._loss = float(logs["loss"])
+
+    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        checkpoint = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+        mark_whole(checkpoint, self._spent + time.monotonic() - self._began)
+
+
+class _Resting(TrainerCallback):
+    """Parameters that rest, wholly or in their first rows, and factors of learning rates."""
+
+    def __init__(self, network: Any, settings: Settings) -> None:
+        self._control = settings.control
+        self._trained = {name: p for name, p in network.named_parameters() if p.requires_grad}
+        self._first_rows: dict[str, int] = {}
+        self._kept: dict[str, Tensor] = {}
+        self._scaled: list[tuple[dict[str, Any], float]] = []
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        progress = state.global_step / max(1, state.max_steps)
+        for name, parameter in self._trained.items():
+            parameter.requires_grad_(self._control.rate(progress, name) > 0)
+            self._first_rows[name] = self._control.rows(progress, name)
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **more: Any) -> None:
+        progress = state.global_step / max(1, state.max_steps)
+        for name, parameter in self._trained.items():
+            first = self._first_rows.get(name, 0)
+            if first and parameter.grad is not None:
+                parameter.grad[:first] = 0
+                # Decay and momentum would move them without a gradient.
+                self._kept[name] = parameter.detach()[:first].clone()
+        self._rates(more["optimizer"], progress)
+
+    def on_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        with torch.no_grad():
+            for name, rows in self._kept.items():
+                self._trained[name][: len(rows)] = rows
+        self._kept.clear()
+        for group, rate in self._scaled:
+            group["lr"] = rate
+        self._scaled.clear()
+
+    def _rates(self, optimizer: Any, progress: float) -> None:
+        if self._control == Control():
+            return
+        names = {id(parameter): name for name, parameter in self._trained.items()}
+        for group in optimizer.param_groups:
+            factor = self._control.rate(progress, names[id(group["params"][0])])
+            if group["params"][0].grad is not None and factor != 1.0:
+                self._scaled.append((group, group["lr"]))
+                group["lr"] = group["lr"] * factor
+
+
+def _arguments(settings: Settings, steps: int) -> TrainingArguments:
+    given = settings.arguments.model_dump(exclude={"num_train_epochs"})
+    warmup = given.pop("warmup_steps")
+    options = dict(given.pop("lr_scheduler_kwargs"))
+    if given["lr_scheduler_type"] == "warmup_stable_decay":
+        options.setdefault("num_decay_steps", max(1, steps // 10))
+    return TrainingArguments(
+        output_dir=str(settings.folder),
+        max_steps=steps,
+        warmup_steps=warmup if warmup < 1 else int(warmup),
+        lr_scheduler_kwargs=options,
+        seed=settings.seed % 2**32,
+        data_seed=settings.seed % 2**32,
+        logging_steps=max(1, steps // _LINES),
+        logging_nan_inf_filter=False,
+        save_strategy="steps",
+        save_steps=10**9,
+        save_total_limit=2,
+        report_to="none",
+        disable_tqdm=True,
+        remove_unused_columns=False,
+        dataloader_pin_memory=False,
+        ignore_data_skip=False,
+        average_tokens_across_devices=False,
+        include_num_input_tokens_seen="no",
+        **given,
+    )

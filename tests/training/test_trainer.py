@@ -1,0 +1,229 @@
+"""The trainer: one denominator a step, rows in their order, kills that leave no trace, rest and rates."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+import torch
+
+from evolve.errors import CandidateError
+from evolve.training.arguments import TrainingArgs
+from evolve.training.rows import IGNORED, Row
+from evolve.training.trainer import Control, Settings, train
+from tests.tiny import make_config
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+
+def make_network(seed: int = 0) -> Any:
+    from transformers import AutoModelForCausalLM
+
+    torch.manual_seed(seed)
+    return AutoModelForCausalLM.from_config(make_config("llama", layers=1, vocab=32))
+
+
+def make_rows(count: int, seed: int = 0, longest: int = 12) -> list[Row]:
+    draw = np.random.default_rng(seed)
+    rows = []
+    for _ in range(count):
+        tokens = draw.integers(3, 32, draw.integers(3, longest)).astype(np.int32)
+        labels = np.where(draw.random(len(tokens)) < 0.3, IGNORED, tokens).astype(np.int32)
+        labels[0], labels[1] = IGNORED, tokens[1]
+        rows.append(Row(tokens, labels, (len(tokens),)))
+    return rows
+
+
+class CrossEntropy:
+    """Plain cross-entropy, a row at a time: slow, and nothing to get wrong."""
+
+    def __init__(self, *, spoil: int = -1, pause: float = 0.0) -> None:
+        self.seen: list[tuple[int, int]] = []
+        self._spoil, self._pause = spoil, pause
+
+    def prepare(self, network: Any, rows: Sequence[Row], *, step: int) -> Sequence[Row]:
+        self.seen += [(step, int(row.tokens.sum())) for row in rows]
+        time.sleep(self._pause)
+        return rows
+
+    def loss(
+        self, network: Any, rows: Sequence[Row], *, num_items: int
+    ) -> tuple[torch.Tensor, dict[str, float]]:
+        total = torch.zeros(())
+        for row in rows:
+            logits = network(input_ids=torch.as_tensor(row.tokens[None].astype(np.int64))).logits[0, :-1]
+            labels = torch.as_tensor(row.labels[1:].astype(np.int64))
+            total = total + torch.nn.functional.cross_entropy(
+                logits, labels, ignore_index=IGNORED, reduction="sum"
+            )
+        if self.seen and self.seen[-1][0] == self._spoil:
+            total = total * float("nan")
+        return total / num_items, {"rows": len(rows)}
+
+
+def run(
+    folder: Path, rows: Sequence[Row], *, objective: Any = None, network: Any = None, **options: Any
+) -> Any:
+    network = make_network() if network is None else network
+    more = {key: options.pop(key) for key in ("control", "save_seconds", "seed") if key in options}
+    arguments = TrainingArgs(**{"learning_rate": 1e-3, "per_device_train_batch_size": 4, **options})
+    settings = Settings(arguments, more.pop("seed", 0), folder, **more)
+    history = train(network, rows, objective or CrossEntropy(), settings)
+    return network, history
+
+
+def state(network: Any) -> dict[str, torch.Tensor]:
+    return {name: value.detach().clone() for name, value in network.state_dict().items()}
+
+
+def test_a_step_is_that_of_plain_torch(tmp_path: Path) -> None:
+    rows = make_rows(4)
+    network, history = run(tmp_path, rows, warmup_steps=0, lr_scheduler_type="constant", max_grad_norm=0)
+    own = make_network()
+    optimizer = torch.optim.AdamW(own.parameters(), lr=1e-3, weight_decay=0.0)
+    items = sum(int((row.labels[1:] != IGNORED).sum()) for row in rows)
+    objective = CrossEntropy()
+    loss, _ = objective.loss(own, rows, num_items=items)
+    loss.backward()
+    optimizer.step()
+    for name, value in state(own).items():
+        torch.testing.assert_close(network.state_dict()[name], value, rtol=1e-6, atol=1e-7)
+    assert history.steps == 1
+    assert history.log[0]["loss"] == pytest.approx(float(loss.detach()), rel=1e-4)
+    assert history.log[0]["rows"] == 4
+
+
+def test_how_a_step_is_divided_does_not_matter(tmp_path: Path) -> None:
+    rows = make_rows(8)
+    whole, first = run(tmp_path / "a", rows, per_device_train_batch_size=8)
+    parts, second = run(tmp_path / "b", rows, per_device_train_batch_size=2, gradient_accumulation_steps=4)
+    for name, value in state(whole).items():
+        torch.testing.assert_close(parts.state_dict()[name], value, rtol=1e-5, atol=1e-6)
+    assert first.log[0]["loss"] == pytest.approx(second.log[0]["loss"], rel=1e-5)
+    assert second.log[0]["rows"] == 8
+
+
+def test_rows_are_seen_in_their_order_and_once(tmp_path: Path) -> None:
+    rows = make_rows(11)
+    objective = CrossEntropy()
+    _, history = run(
+        tmp_path, rows, objective=objective, per_device_train_batch_size=2, gradient_accumulation_steps=2
+    )
+    assert [total for _, total in objective.seen] == [int(row.tokens.sum()) for row in rows]
+    assert [step for step, _ in objective.seen] == [0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2]
+    assert history.steps == 3
+    assert history.tokens == sum(map(len, rows))
+
+
+def test_a_loss_that_is_no_number_ends_the_run(tmp_path: Path) -> None:
+    with pytest.raises(CandidateError, match="step 2; a lower learning rate") as error:
+        run(tmp_path, make_rows(12), objective=CrossEntropy(spoil=1))
+    assert error.value.kind == "non_finite"
+
+
+def test_nothing_to_train_with_or_on(tmp_path: Path) -> None:
+    with pytest.raises(CandidateError, match="no training data"):
+        run(tmp_path, [])
+    frozen = make_network().requires_grad_(False)
+    with pytest.raises(CandidateError, match="every parameter is frozen"):
+        run(tmp_path, make_rows(4), network=frozen)
+
+
+def test_parameters_rest_and_learn_at_their_own_rates(tmp_path: Path) -> None:
+    def rate(progress: float, name: str) -> float:
+        if "embed" in name:
+            return 1.0
+        return 0.0 if progress < 0.5 else 0.25
+
+    control = Control(rate, lambda progress, name: 20 if "embed" in name and progress < 0.5 else 0)
+    before = state(make_network())
+    rows = make_rows(8)
+    constant = {"warmup_steps": 0, "lr_scheduler_type": "constant", "max_grad_norm": 0}
+    half, _ = run(tmp_path / "a", rows[:4], control=control, weight_decay=0.1, **constant)
+    moved = {name for name, value in state(half).items() if not torch.equal(value, before[name])}
+    assert moved == {"model.embed_tokens.weight", "lm_head.weight"}
+    assert torch.equal(
+        half.state_dict()["model.embed_tokens.weight"][:20], before["model.embed_tokens.weight"][:20]
+    )
+    whole, history = run(tmp_path / "b", rows, control=control, **constant)
+    after = state(whole)
+    # One step of Adam from zero moves by the rate, whatever the gradient.
+    step = (
+        (after["model.layers.0.mlp.up_proj.weight"] - before["model.layers.0.mlp.up_proj.weight"]).abs().max()
+    )
+    assert float(step) == pytest.approx(0.25e-3, rel=1e-3)
+    assert {line["learning_rate"] for line in history.log} == {1e-3}
+
+
+_CHILD = """
+import sys
+from pathlib import Path
+from tests.training.test_trainer import CrossEntropy, make_network, make_rows, run, state
+from safetensors.torch import save_file
+import torch
+torch.set_num_threads(1)
+folder = Path(sys.argv[1])
+network, history = run(folder / "work", make_rows(40), objective=CrossEntropy(pause=0.05), save_seconds=0.0,
+                       per_device_train_batch_size=2)
+save_file(state(network) | {"log": torch.tensor([line["loss"] for line in history.log])}, folder / "out.part")
+(folder / "out.part").rename(folder / "out")
+"""
+
+
+def _child(folder: Path) -> subprocess.Popen[bytes]:
+    folder.mkdir(exist_ok=True)
+    return subprocess.Popen(
+        [sys.executable, "-c", _CHILD, str(folder)], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+    )
+
+
+def newest(folder: Path) -> str:
+    """Look without touching: ``last_whole`` deletes what is being written."""
+    return max((path.parent.name for path in folder.glob("checkpoint-*/complete")), default="")
+
+
+def test_killed_at_any_instant_it_ends_with_the_same_bits(tmp_path: Path) -> None:
+    from safetensors.torch import load_file
+
+    whole = _child(tmp_path / "whole")
+    assert whole.wait(120) == 0, whole.stderr.read().decode() if whole.stderr else ""
+    killed = tmp_path / "killed"
+    kills = 0
+    draw = np.random.default_rng(3)
+    for _ in range(3):
+        begun = newest(killed / "work")
+        child = _child(killed)
+        # Kills come after progress, at instants that no step decides.
+        while child.poll() is None:
+            if newest(killed / "work") != begun:
+                break
+            time.sleep(0.01)
+        time.sleep(float(draw.random()) * 0.3)
+        if child.poll() is None:
+            os.kill(child.pid, signal.SIGKILL)
+            kills += 1
+        child.wait()
+    last = _child(killed)
+    assert last.wait(120) == 0, last.stderr.read().decode() if last.stderr else ""
+    assert kills
+    one, other = load_file(tmp_path / "whole" / "out"), load_file(killed / "out")
+    assert one.keys() == other.keys()
+    for name in one:
+        assert torch.equal(one[name], other[name]), name
+
+
+def test_a_broken_checkpoint_is_not_taken(tmp_path: Path) -> None:
+    (tmp_path / "checkpoint-3").mkdir()
+    (tmp_path / "checkpoint-3" / "model.safetensors").write_bytes(b"half")
+    network, _ = run(tmp_path, make_rows(4))
+    plain, _ = run(tmp_path / "other", make_rows(4))
+    assert not (tmp_path / "checkpoint-3").exists()
+    assert torch.equal(network.state_dict()["lm_head.weight"], plain.state_dict()["lm_head.weight"])
