@@ -178,8 +178,9 @@ def _phase_problems(phases: list[PhaseBlock]) -> list[tuple[Path, str]]:
             found += _between(factor, ("phases", number, "learning_rate_scale", pattern), 0.0, None)
         if phase.train == []:
             found.append((("phases", number, "train"), "train names nothing: list patterns, or remove it"))
-    if phases and bounds(phases[-1].until) != (1.0, 1.0):
-        found.append((("phases", len(phases) - 1, "until"), "the last phase goes to the end: set until to 1"))
+    path = ("phases", len(phases) - 1, "until")
+    if phases and bounds(phases[-1].until) != (1.0, 1.0) and path not in dict(found):
+        found.append((path, "the last phase goes to the end: set until to 1"))
     return found
 
 
