@@ -82,7 +82,9 @@ class Registry(Generic[T]):
         return cast("T", getattr(importlib.import_module(module), attribute))
 
 
-STAGES: Registry[type[Stage]] = Registry("stage", {"merge": "evolve.stages.merge:MergeStage"})
+STAGES: Registry[type[Stage]] = Registry(
+    "stage", {"merge": "evolve.stages.merge:MergeStage", "cpt": "evolve.stages.cpt:CptStage"}
+)
 
 MERGE_METHODS: Registry[type[MergeMethod]] = Registry(
     "merge_method",

@@ -18,6 +18,7 @@ from evolve.config.values import (
     StageBlock,
 )
 from evolve.registry import REGULARIZERS
+from evolve.training.arguments import PeftConfig, TrainingArgs
 
 Path: TypeAlias = tuple[str | int, ...]
 
@@ -88,8 +89,8 @@ RegularizersBlock: type[Block] = create_model(
 )
 
 
-class CptBase(StageBlock):
-    """A stage of continual pre-training, without what every training has (arguments, adapters)."""
+class CptBlock(StageBlock):
+    """A stage of continual pre-training."""
 
     model: str | None = None
     """The start: a model or the output of a stage; absent: the output of the stage before."""
@@ -105,6 +106,10 @@ class CptBase(StageBlock):
     """What holds the model near its start."""
     wise_ft: WiseFtBlock = WiseFtBlock()
     """Interpolation back to the start."""
+    peft_config: PeftConfig | None = None
+    """A low-rank adapter; absent: full training."""
+    training_args: TrainingArgs = TrainingArgs()
+    """As transformers' ``TrainingArguments``."""
 
     def problems(self) -> list[tuple[Path, str]]:
         """Return what is wrong with replay, phases and regularisers."""
@@ -116,6 +121,12 @@ class CptBase(StageBlock):
             block = getattr(self.regularizers, name, None)
             if block is not None:
                 found += _between(block.weight, ("regularizers", name, "weight"), 0.0, None)
+                if self.peft_config is not None and REGULARIZERS.load(name).weights_only:
+                    message = f"{name} holds weights, and an adapter has others: remove it, or peft_config"
+                    found.append((("regularizers", name), message))
+        found += [(("training_args", *path), message) for path, message in self.training_args.problems()]
+        if self.peft_config is not None:
+            found += [(("peft_config", *path), message) for path, message in self.peft_config.problems()]
         return found
 
     @classmethod

@@ -17,14 +17,14 @@ from evolve.weights.tokenizer import load_tokenizer
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from evolve.stages.cpt.block import CptBase, CurriculumBlock, ReplayBlock
+    from evolve.stages.cpt.block import CptBlock, CurriculumBlock, ReplayBlock
     from evolve.training.documents import Chosen
     from evolve.training.regularizers.base import Anchor
     from evolve.training.rows import Rows
     from evolve.weights.tokenizer import Tokenizer
 
 
-def rows_of(block: CptBase, anchor: Anchor, *, epochs: int = 1) -> Rows:
+def rows_of(block: CptBlock, anchor: Anchor, *, epochs: int = 1) -> Rows:
     """Return what is trained on, in order.
 
     Args:
@@ -48,7 +48,7 @@ def rows_of(block: CptBase, anchor: Anchor, *, epochs: int = 1) -> Rows:
         raise CandidateError("build", str(error)) from error
 
 
-def phases_of(block: CptBase) -> tuple[Phase, ...]:
+def phases_of(block: CptBlock) -> tuple[Phase, ...]:
     """Return the phases of a block with every value fixed."""
     return tuple(
         Phase(

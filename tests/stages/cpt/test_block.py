@@ -7,7 +7,7 @@ from pydantic import ValidationError
 
 from evolve.config.files import files
 from evolve.config.plain import plain, ranges
-from evolve.stages.cpt.block import CptBase
+from evolve.stages.cpt.block import CptBlock
 
 WHOLE: dict[str, Any] = {
     "name": "adapted",
@@ -34,8 +34,8 @@ WHOLE: dict[str, Any] = {
 }
 
 
-def changed(**changes: Any) -> CptBase:
-    return CptBase.model_validate({**WHOLE, **changes})
+def changed(**changes: Any) -> CptBlock:
+    return CptBlock.model_validate({**WHOLE, **changes})
 
 
 def test_the_block_of_the_reference() -> None:
@@ -50,7 +50,7 @@ def test_the_block_of_the_reference() -> None:
         "wise_ft.alpha",
     ]
     assert [".".join(map(str, path)) for path, _ in files(block)] == ["dataset", "replay", "regularizers.ewc"]
-    assert CptBase.model_validate(plain(block)) == block
+    assert CptBlock.model_validate(plain(block)) == block
 
 
 def test_text_that_the_model_writes_is_no_file() -> None:
@@ -96,12 +96,12 @@ def test_what_changes_nothing_is_dropped() -> None:
     filled = plain(
         changed(), fill=lambda path, value: {"share": 0, "pacing": 1}.get(str(path[-1]), 0), defaults=False
     )
-    found = CptBase.effective(filled)
+    found = CptBlock.effective(filled)
     assert "replay" not in found
     assert "curriculum" not in found
     assert "regularizers" not in found
     assert found["wise_ft"] == {"alpha": 0}
     assert [phase["until"] for phase in found["phases"]] == [0.8, 1.0]
-    kept = CptBase.effective({**filled, "replay": {"path": "a"}, "wise_ft": {"alpha": 1}})
+    kept = CptBlock.effective({**filled, "replay": {"path": "a"}, "wise_ft": {"alpha": 1}})
     assert kept["replay"] == {"path": "a"}, "a share that is not written is the default, not 0"
     assert "wise_ft" not in kept

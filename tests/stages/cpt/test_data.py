@@ -1,19 +1,19 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
 
 from evolve.errors import CandidateError
-from evolve.stages.cpt.block import CptBase
+from evolve.stages.cpt.block import CptBlock
 from evolve.stages.cpt.data import rows_of
 from evolve.stages.cpt.objective import Objective
-from evolve.training.collate import collate
 from evolve.training.regularizers.base import Anchor
 from evolve.training.regularizers.quadratic import Quadratic
-from evolve.training.rows import IGNORED
+from evolve.training.trainer import count_items
 from evolve.weights.network import open_network
 from evolve.weights.reader import open_model
 from tests.tiny import make_model
@@ -21,11 +21,11 @@ from tests.tiny import make_model
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from evolve.training.rows import Row
+
 
 @pytest.fixture
 def anchor(tmp_path: Path) -> Anchor:
-    from dataclasses import replace
-
     model = replace(open_model(make_model(tmp_path / "base")), content="sha256:base")
     network, names = open_network(model)
     return Anchor(model, network, names, 32, 0)
@@ -39,8 +39,8 @@ def text(tmp_path: Path) -> Path:
     return path
 
 
-def block(text: Path, **changes: Any) -> CptBase:
-    return CptBase.model_validate(
+def block(text: Path, **changes: Any) -> CptBlock:
+    return CptBlock.model_validate(
         {"dataset": {"path": str(text), "max_length": 80, "packing": False}, **changes}
     )
 
@@ -87,23 +87,22 @@ def test_micro_batches_add_up(anchor: Anchor, text: Path) -> None:
     with torch.no_grad():
         for parameter in network.parameters():
             parameter.add_(0.01)
-    rows = rows_of(block(text), anchor).rows[:6]
-    objective = Objective({"l2sp": (0.5, ready)})
+    rows = list(rows_of(block(text), anchor).rows[:6])
+    objective = Objective(2, {"l2sp": (0.5, ready)})
+    assert objective.prepare(network, rows, step=3) is rows
 
-    def gradient(groups: list[list[Any]]) -> tuple[float, torch.Tensor]:
+    def gradient(groups: list[list[Row]]) -> tuple[float, float, torch.Tensor]:
         network.zero_grad()
-        batches = [collate(group, 2) for group in groups]
-        items = sum(int((batch["labels"][:, 1:] != IGNORED).sum()) for batch in batches)
-        total = 0.0
-        for batch in batches:
-            parts = objective(network, batch, items)
-            parts.total.backward()
-            total += float(parts.total.detach())
-        return total, network.model.norm.weight.grad.clone()
+        total = terms = 0.0
+        for group in groups:
+            loss, numbers = objective.loss(network, group, num_items=count_items(rows))
+            loss.backward()
+            total += float(loss.detach())
+            terms += numbers["cross_entropy"] + 0.5 * numbers["l2sp"]
+        return total, terms, network.model.norm.weight.grad.clone()
 
-    whole, split = gradient([list(rows)]), gradient([[rows[0]], list(rows[1:4]), list(rows[4:])])
+    whole, split = gradient([rows]), gradient([rows[:1], rows[1:4], rows[4:]])
     assert whole[0] == pytest.approx(split[0], rel=1e-5)
-    torch.testing.assert_close(whole[1], split[1], rtol=1e-4, atol=1e-6)
-    parts = objective(network, collate(list(rows), 2), sum(len(row) - 1 for row in rows))
-    wanted = parts.terms["loss"] + 0.5 * parts.terms["l2sp"]
-    assert float(parts.total.detach()) == pytest.approx(float(wanted), rel=1e-6)
+    assert whole[1] == pytest.approx(whole[0], rel=1e-5)
+    assert split[1] == pytest.approx(whole[0], rel=1e-5)
+    torch.testing.assert_close(whole[2], split[2], rtol=1e-4, atol=1e-6)
