@@ -84,7 +84,8 @@ class CptStage:
         alpha = float(cast("float", cpt.wise_ft.alpha))
         if alpha == 0:
             return start
-        return interpolated(start, trained(cpt, start, seed if cpt.seed is None else cpt.seed), alpha)
+        known = start if start.content else replace(start, content=_content(start))
+        return interpolated(known, trained(cpt, known, seed if cpt.seed is None else cpt.seed), alpha)
 
 
 def trained(block: CptBlock, start: Model, seed: int) -> Model:
@@ -93,25 +94,30 @@ def trained(block: CptBlock, start: Model, seed: int) -> Model:
     A training that was killed goes on from its last checkpoint. The interpolation is not in the key: a sweep
     over it trains once.
 
+    Args:
+        block: With every value fixed.
+        start: The start, with its content.
+        seed: Of the training.
+
     Raises:
         CandidateError: It cannot be trained.
     """
     from evolve.training.kept import output_folder
     from evolve.weights.reader import open_model
 
-    known = start if start.content else replace(start, content=_content(start))
     plain = CptBlock.effective(block.model_dump(mode="json", exclude_none=True))
     key = {
         "version": _VERSION,
-        "start": known.content,
+        "start": start.content,
         "block": without_paths({name: value for name, value in plain.items() if name not in _NO_TRAINING}),
         "seed": seed,
         "device": _device(),
     }
     try:
-        with output_folder("cpt", content_hash(key)) as folder:
+        name = content_hash(key)
+        with output_folder("cpt", name) as folder:
             if not (folder / "model").is_dir():
-                _train(block, known, seed, folder)
+                _train(block, start, seed, folder)
             found = open_model(folder / "model")
     except UserError as error:
         raise CandidateError("build", str(error)) from error
@@ -122,7 +128,9 @@ def trained(block: CptBlock, start: Model, seed: int) -> Model:
         value: Tensor = found.tensor(name).to(getattr(torch, start.specs[name].dtype))
         return value
 
-    return replace(start, tensor=tensor, exact=found.tensor, content="", finite=False, same={})
+    # Later stages find what they have trained from this by its content.
+    content = f"stage:{name}"
+    return replace(start, tensor=tensor, exact=found.tensor, content=content, finite=False, same={})
 
 
 def _train(block: CptBlock, start: Model, seed: int, folder: Path) -> None:

@@ -164,6 +164,11 @@ def test_a_computed_start(text: Path, base: Model) -> None:
     computed = replace(base, content="", tensor=lambda name: base.tensor(name) * 1.0)
     other = replace(base, content="", tensor=lambda name: base.tensor(name) * 1.01)
     assert same(run(block(text), computed), run(block(text), base))
+    contents = {
+        CptStage.run(block(text, wise_ft={"alpha": a}), {"base": base}, seed=0).content for a in (0.5, 1.0)
+    }
+    assert len(contents) == 2
+    assert all(content.startswith("stage:") for content in contents)
     assert not same(run(block(text), other), run(block(text), base))
 
 
