@@ -88,6 +88,7 @@ STAGES: Registry[type[Stage]] = Registry(
     "stage",
     {
         "vocab": "evolve.stages.vocab:VocabStage",
+        "cpt": "evolve.stages.cpt:CptStage",
         "merge": "evolve.stages.merge:MergeStage",
         "distill": "evolve.stages.distill:DistillStage",
     },

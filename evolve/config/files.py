@@ -24,7 +24,8 @@ AnyBlock = TypeVar("AnyBlock", bound=BaseModel)
 
 def files(value: Any, path: Path = ()) -> Iterator[tuple[Path, DataFile]]:
     """Yield every data file inside a block with its path, in the order of the schema."""
-    if isinstance(value, DataFile):
+    # A key that takes a file or something else has no path where there is none.
+    if isinstance(value, DataFile) and value.path:
         yield path, value
     if isinstance(value, BaseModel):
         for key in type(value).model_fields:

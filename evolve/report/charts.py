@@ -131,6 +131,54 @@ def bars(rows: Sequence[Bar], title: str) -> str:
     return _svg(height, title, parts)
 
 
+@dataclass(frozen=True)
+class Dot:
+    """A point of a scatter plot.
+
+    Attributes:
+        label: What it is.
+        x: Where it is from left to right.
+        y: Where it is from the bottom to the top.
+        best: Whether it is on the front.
+    """
+
+    label: str
+    x: float
+    y: float
+    best: bool = False
+
+
+def scatter(dots: Sequence[Dot], title: str, x_label: str, y_label: str) -> str:
+    """Return a scatter plot: those on the front are joined and named, the others say their name on hovering.
+
+    Dots with a number that is not finite are left out.
+    """
+    known = [dot for dot in dots if math.isfinite(dot.x) and math.isfinite(dot.y)]
+    if not known:
+        return ""
+    x = _scale([dot.x for dot in known], _LEFT, _WIDTH - _RIGHT)
+    y = _scale([dot.y for dot in known], _HEIGHT - _BOTTOM, _TOP)
+    parts = [_y_axis(y)]
+    for tick in x.ticks():
+        parts.append(_text(x(tick), _HEIGHT - _BOTTOM + 18, f"{tick:.4g}", "middle"))
+    parts.append(_text((_LEFT + _WIDTH - _RIGHT) / 2, _HEIGHT - 6, x_label, "middle"))
+    parts.append(_text(_WIDTH - _RIGHT + 8, _TOP + 4, y_label, "start"))
+    front = sorted((dot for dot in known if dot.best), key=lambda dot: (dot.x, dot.y))
+    if front:
+        path = " ".join(f"{'L' if index else 'M'}{x(dot.x)} {y(dot.y)}" for index, dot in enumerate(front))
+        parts.append(f'<path class="best" d="{path}"/>')
+    for dot in known:
+        name = escape(f"{dot.label}: {dot.x:.4g}, {dot.y:.4g}")
+        kind = ' class="best"' if dot.best else ""
+        parts.append(
+            f'<circle{kind} cx="{x(dot.x)}" cy="{y(dot.y)}" r="{4 if dot.best else 2.5}">'
+            f"<title>{name}</title></circle>"
+        )
+    labels = _spread([(y(dot.y), dot.label) for dot in front])
+    parts += [_text(_WIDTH - _RIGHT + 8, place + 22, _short(label, 25), "start") for place, label in labels]
+    return _svg(_HEIGHT, title, parts)
+
+
 def layers(rows: Sequence[tuple[str, Sequence[float]]], title: str) -> str:
     """Return a map of parameters over depth: a row a parameter, a cell a layer, stronger where larger.
 

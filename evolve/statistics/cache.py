@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 
 Kind: TypeAlias = Literal["fisher", "gram"]
 
-_VERSION = 1
+_VERSION = 2
 """Changes with the arithmetic: files of another version are not used."""
 
 _MEAN = "mean of all values"

@@ -43,6 +43,10 @@ def open_network(model: Model, device: str = "cpu") -> tuple[Any, dict[str, str]
     with no_init_weights():
         network = AutoModelForCausalLM.from_config(hf_config(model), dtype=torch.float32)
     network.tie_weights()
+    table = network.get_input_embeddings()
+    if getattr(table, "padding_idx", None) is not None:
+        # torch gives this row no gradient, and where padding is the end token that is a row that matters.
+        table.padding_idx = None
     state = network.state_dict()
     with torch.no_grad():
         for name, own in names.items():

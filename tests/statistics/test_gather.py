@@ -34,7 +34,10 @@ def read(folder: Path, corpus: Corpus) -> tuple[Any, list[torch.Tensor]]:
     """Return the model as transformers loads it, and the text as its tokenizer cuts it."""
     tokenizer = AutoTokenizer.from_pretrained(folder)
     text = list(sequences(corpus, lambda one: [*tokenizer.encode(one), tokenizer.eos_token_id]))
-    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval(), text
+    network = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    # Padding is the end token here: without this torch would say that its row does not matter.
+    network.get_input_embeddings().padding_idx = None
+    return network, text
 
 
 @pytest.mark.parametrize(

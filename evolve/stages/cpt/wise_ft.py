@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from evolve.errors import CandidateError
+from evolve.types import content_hash
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -47,4 +48,6 @@ def interpolated(start: Model, trained: Model, alpha: float) -> Model:
         found: Tensor = value.to(getattr(torch, trained.specs[name].dtype))
         return found
 
-    return replace(trained, tensor=tensor, exact=None, finite=False, content="")
+    ends = [start.content, trained.content]
+    content = f"stage:{content_hash({'wise_ft': alpha, 'ends': ends})}" if all(ends) else ""
+    return replace(trained, tensor=tensor, exact=None, finite=False, content=content)

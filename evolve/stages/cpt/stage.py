@@ -1,0 +1,230 @@
+"""The stage of continual pre-training: a model goes on with a corpus."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import replace
+from typing import TYPE_CHECKING, ClassVar, NoReturn, cast
+
+from evolve.errors import CandidateError, UserError, some
+from evolve.registry import REGULARIZERS
+from evolve.stages.cpt.block import CptBlock
+from evolve.stages.cpt.wise_ft import interpolated
+from evolve.types import content_hash, without_paths
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from torch import Tensor
+
+    from evolve.config.values import StageBlock
+    from evolve.stages.memo import Memo
+    from evolve.training.trainer import Control
+    from evolve.weights.model import Model
+
+_VERSION = 1
+"""Changes with the arithmetic of training: outputs of another version are not used."""
+_NO_TRAINING = frozenset({"name", "enabled", "model", "seed", "wise_ft"})
+"""Keys that do not change what training makes."""
+_LONGEST = ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len")
+
+
+class CptStage:
+    """Continual pre-training with replay, regularisers, a curriculum, phases, and interpolation back."""
+
+    block: ClassVar[type[StageBlock]] = CptBlock
+
+    @staticmethod
+    def inputs(block: StageBlock) -> tuple[str, ...]:
+        """Return the start."""
+        return (str(cast("CptBlock", block).model),)
+
+    @staticmethod
+    def check(block: StageBlock, models: Mapping[str, Model]) -> list[tuple[str, str]]:
+        """See that the texts are there and that a row fits the model."""
+        from evolve.config.files import files
+        from evolve.weights.content import data_files
+
+        cpt = cast("CptBlock", block)
+        found = []
+        for path, file in files(cpt):
+            try:
+                data_files(file.path)
+            except UserError as error:
+                found.append((".".join(map(str, (*path, "path"))), str(error)))
+        config = models[str(cpt.model)].config
+        longest = next((config[key] for key in _LONGEST if isinstance(config.get(key), int)), None)
+        if longest is not None and cpt.dataset.max_length > longest:
+            message = f"max_length is more than the {longest} tokens that the model can read: lower it"
+            found.append(("dataset.max_length", message))
+        return found
+
+    @staticmethod
+    def outline(block: StageBlock, models: Mapping[str, Model]) -> Model:
+        """Return the headers of the start: training changes values only."""
+        start = models[str(cast("CptBlock", block).model)]
+        return replace(start, tensor=_refuse, exact=None, content="", same={})
+
+    @staticmethod
+    def prepare(block: StageBlock, models: Mapping[str, Model]) -> None:
+        """Do nothing: what candidates share is kept when the first one asks for it."""
+
+    @staticmethod
+    def trains(block: StageBlock) -> bool:
+        """Whether it trains: always, unless everything goes back to the start."""
+        return cast("CptBlock", block).wise_ft.alpha != 0
+
+    @staticmethod
+    def run(block: StageBlock, models: Mapping[str, Model], *, seed: int, memo: Memo | None = None) -> Model:
+        """Train, or find what was trained, and interpolate back to the start."""
+        cpt = cast("CptBlock", block)
+        start = models[str(cpt.model)]
+        alpha = float(cast("float", cpt.wise_ft.alpha))
+        if alpha == 0:
+            return start
+        known = start if start.content else replace(start, content=_content(start))
+        return interpolated(known, trained(cpt, known, seed if cpt.seed is None else cpt.seed), alpha)
+
+
+def trained(block: CptBlock, start: Model, seed: int) -> Model:
+    """Return the trained model, out of the cache where it is there.
+
+    A training that was killed goes on from its last checkpoint. The interpolation is not in the key: a sweep
+    over it trains once.
+
+    Args:
+        block: With every value fixed.
+        start: The start, with its content.
+        seed: Of the training.
+
+    Raises:
+        CandidateError: It cannot be trained.
+    """
+    from evolve.training.kept import output_folder
+    from evolve.weights.reader import open_model
+
+    plain = CptBlock.effective(block.model_dump(mode="json", exclude_none=True))
+    key = {
+        "version": _VERSION,
+        "start": start.content,
+        "block": without_paths({name: value for name, value in plain.items() if name not in _NO_TRAINING}),
+        "seed": seed,
+        "device": _device(),
+    }
+    try:
+        name = content_hash(key)
+        with output_folder("cpt", name) as folder:
+            if not (folder / "model").is_dir():
+                _train(block, start, seed, folder)
+            found = open_model(folder / "model")
+    except UserError as error:
+        raise CandidateError("build", str(error)) from error
+
+    def tensor(name: str) -> Tensor:
+        import torch
+
+        value: Tensor = found.tensor(name).to(getattr(torch, start.specs[name].dtype))
+        return value
+
+    # Later stages find what they have trained from this by its content.
+    content = f"stage:{name}"
+    return replace(start, tensor=tensor, exact=found.tensor, content=content, finite=False, same={})
+
+
+def _train(block: CptBlock, start: Model, seed: int, folder: Path) -> None:
+    """Train and write the model, float32, and what the training showed, into a folder."""
+    import shutil
+
+    from evolve.stages.cpt.data import rows_of
+    from evolve.stages.cpt.objective import Objective
+    from evolve.training.adapters import merged, with_adapter
+    from evolve.training.collate import require_isolation
+    from evolve.training.regularizers.base import Anchor
+    from evolve.training.trainer import Settings, train
+    from evolve.weights.model import TensorSpec
+    from evolve.weights.network import open_network
+    from evolve.weights.writer import write_model
+
+    network, names = open_network(start, _device())
+    if block.dataset.packing:
+        require_isolation(network)
+    anchor = Anchor(start, network, names, block.dataset.max_length, seed)
+    rows = rows_of(block, anchor, epochs=int(cast("int", block.training_args.num_train_epochs)))
+    if block.peft_config is not None:
+        network = with_adapter(network, block.peft_config, seed=seed)
+        anchor = replace(anchor, network=network)
+    penalties = {}
+    for name in REGULARIZERS.names():
+        regularizer = getattr(block.regularizers, name, None)
+        if regularizer is not None and regularizer.weight:
+            ready = REGULARIZERS.load(name).prepare(regularizer, anchor)
+            penalties[name] = (float(regularizer.weight), ready)
+    settings = Settings(
+        block.training_args,
+        seed,
+        folder / "checkpoints",
+        name=block.name or "cpt",
+        control=_control(block, start),
+    )
+    history = train(network, rows.rows, Objective(0, penalties), settings)
+    state = merged(network).state_dict()
+    specs = {name: TensorSpec(spec.shape, "float32") for name, spec in start.specs.items()}
+    missing = [name for name in specs if name not in names]
+    if missing:
+        raise CandidateError(
+            "build", f"the model has tensors that transformers does not know: {some(missing)}"
+        )
+    result = replace(
+        start, specs=specs, tensor=lambda name: state[names[name]].detach().float().cpu().contiguous()
+    )
+    report = {"counts": dict(rows.counts), **history.as_plain()}
+    (folder / "history.json").write_text(json.dumps(report))
+    write_model(replace(result, exact=None, content="", same={}), folder / "model")
+    shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+
+
+def _control(block: CptBlock, start: Model) -> Control:
+    from evolve.stages.cpt.data import phases_of
+    from evolve.training.phases import moves, phase_at
+    from evolve.training.trainer import Control
+
+    phases = phases_of(block)
+    if not phases:
+        return Control()
+    if any(phase.train == "new_embeddings" for phase in phases):
+        raise CandidateError(
+            "build",
+            "phases: nothing says yet which rows a stage vocab has added, so train `embeddings` "
+            "in the phase of new_embeddings",
+        )
+    return Control(rate=lambda progress, name: moves(phase_at(phases, progress), _own(name)).rate)
+
+
+def _own(name: str) -> str:
+    """Return the name of a parameter without what an adapter wraps around it."""
+    return name.removeprefix("base_model.model.")
+
+
+def _content(model: Model) -> str:
+    """Return a hash of what a computed model is: config, tokenizer and every tensor."""
+    from evolve.weights.files import read_side_files
+
+    total = hashlib.sha256(content_hash({"architecture": model.architecture}).encode())
+    for name, content in read_side_files(model.files).items():
+        total.update(f"{name}\0{hashlib.sha256(content).hexdigest()}\n".encode())
+    for name, tensor in model.tensors():
+        total.update(f"{name}\0".encode())
+        total.update(tensor.detach().cpu().contiguous().float().numpy().tobytes())
+    return f"sha256:{total.hexdigest()}"
+
+
+def _device() -> str:
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _refuse(name: str) -> NoReturn:
+    raise TypeError(f"{name} was asked for, but only the headers of this model are known")
