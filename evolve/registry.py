@@ -192,6 +192,9 @@ REGULARIZERS: Registry[type[Regularizer]] = Registry(
         "ewc": "evolve.training.regularizers.ewc:Ewc",
         "l2sp": "evolve.training.regularizers.l2sp:L2Sp",
         "lwf": "evolve.training.regularizers.lwf:Lwf",
+    },
+)
+
 SELECTORS: Registry[type[Selector]] = Registry(
     "selector",
     {

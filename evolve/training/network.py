@@ -53,8 +53,6 @@ def open_trainee(
     Raises:
         CandidateError: The model does not fit, a pattern matches nothing, or peft refuses.
     """
-    import torch
-
     from evolve.weights.network import open_network
 
     network, names = open_network(model, device)
@@ -64,15 +62,9 @@ def open_trainee(
         if not any(re.search(pattern, name) for name in own):
             raise CandidateError("invalid_recipe", f"frozen_res: no parameter matches {pattern!r}")
     if peft is not None:
-        from peft import LoraConfig, get_peft_model
+        from evolve.training.adapters import with_adapter
 
-        torch.manual_seed(seed % 2**63)
-        given = peft.model_dump(exclude={"lora_alpha_ratio"})
-        options = {**given, "lora_alpha": peft.lora_alpha_ratio * given["r"], "task_type": "CAUSAL_LM"}
-        try:
-            network = get_peft_model(network, LoraConfig(**options))
-        except (ValueError, TypeError) as error:
-            raise CandidateError("invalid_recipe", f"peft_config: {error}") from error
+        network = with_adapter(network, peft, seed=seed)
     for name, parameter in network.named_parameters():
         if any(re.search(pattern, name) for pattern in frozen):
             parameter.requires_grad_(False)
@@ -86,9 +78,9 @@ def trained_model(trainee: Trainee, dtype: str | None = None) -> Model:
         trainee: After training. It must not be trained on.
         dtype: Type of all floating tensors; None: that which each had at the start.
     """
-    network = trainee.network
-    if hasattr(network, "merge_and_unload"):
-        network = network.merge_and_unload()
+    from evolve.training.adapters import merged
+
+    network = merged(trainee.network)
     state = network.state_dict()
     specs = {
         name: spec if dtype is None or not _floating(spec.dtype) else TensorSpec(spec.shape, dtype)
