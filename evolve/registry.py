@@ -29,9 +29,9 @@ if TYPE_CHECKING:
     from evolve.stages.distill.losses.base import Loss
     from evolve.stages.distill.teachers.base import Teacher
     from evolve.stages.merge.base import MergeMethod
-    from evolve.training.regularizers.base import Regularizer
     from evolve.stages.vocab.initialisers.base import Initialiser
     from evolve.stages.vocab.selectors.base import Selector
+    from evolve.training.regularizers.base import Regularizer
 
 T = TypeVar("T")
 
