@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import TYPE_CHECKING, NoReturn
 
 import numpy as np
@@ -11,7 +13,7 @@ import numpy as np
 from evolve.errors import CandidateError, ModelError
 from evolve.registry import INITIALISERS
 from evolve.stages.vocab.initialisers.base import NewTokens
-from evolve.weights.model import TensorSpec
+from evolve.weights.model import Model, TensorSpec
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -20,7 +22,7 @@ if TYPE_CHECKING:
 
     from evolve.stages.vocab.extension import Extension
     from evolve.stages.vocab.initialisers.base import Mixture
-    from evolve.weights.model import Model
+    from evolve.weights.files import Files
 
 
 @dataclass(frozen=True)
@@ -57,9 +59,17 @@ def tables_of(model: Model) -> Tables:
     Raises:
         ModelError: They cannot be told.
     """
+    config = json.dumps(dict(model.config), sort_keys=True, default=str)
+    return _tables(config, tuple(model.specs.items()), model.files)
+
+
+# transformers builds the architecture for it, which every candidate would wait for.
+@lru_cache(maxsize=8)
+def _tables(config: str, specs: tuple[tuple[str, TensorSpec], ...], files: Files) -> Tables:
     from evolve.weights.skeleton import Skeleton
     from evolve.weights.tables import vocabulary_tables
 
+    model = Model(json.loads(config), dict(specs), _refuse, files)
     names = vocabulary_tables(model)
     skeleton = Skeleton.of(model.config)
     places = {} if skeleton is None else skeleton.loaded(names)
