@@ -53,6 +53,14 @@ class Tokenizer:
         return [ids if ids[-1:] == marks else [*ids, *marks] for ids in found]
 
     @property
+    def front(self) -> tuple[int, ...]:
+        """The ids that the tokenizer puts in front of a text, such as that of the beginning; mostly none."""
+        bare = self.backend.encode("a", add_special_tokens=False).ids
+        framed = self.backend.encode("a").ids
+        starts = [place for place in range(len(framed)) if framed[place : place + len(bare)] == bare]
+        return tuple(framed[: starts[0]]) if starts else ()
+
+    @property
     def size(self) -> int:
         """The largest id plus one: the rows that an embedding must have."""
         return 1 + max(self.ids.values(), default=-1)

@@ -28,7 +28,7 @@ def text_documents(
 
     Args:
         path: Of a text or ``.jsonl`` file, see :mod:`evolve.statistics.corpus`.
-        tokenizer: Makes the ids; no mark stands in front of a document.
+        tokenizer: Makes the ids; what it puts in front of a text stands in front of a document.
         end: Stands behind each document; None: nothing does.
         max_length: Most tokens of a part.
         max_tokens: Where to stop, the last part cut; None: at the end of the file.
@@ -40,8 +40,9 @@ def text_documents(
     waiting: list[str] = []
 
     def parts(some: Sequence[str]) -> Iterator[NDArray[np.int32]]:
+        front = tokenizer.front
         for ids in tokenizer.encode(some):
-            whole = np.array([*ids, *([] if end is None else [end])], np.int32)
+            whole = np.array([*front, *ids, *([] if end is None else [end])], np.int32)
             yield from (whole[start : start + max_length] for start in range(0, len(whole), max_length))
 
     def found() -> Iterator[NDArray[np.int32]]:

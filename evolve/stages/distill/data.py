@@ -119,7 +119,7 @@ def _document(
     parts: Iterable[tuple[str, bool]], tokenizer: Tokenizer, max_length: int, *, ends: bool
 ) -> Document | None:
     texts_, marks = zip(*parts, strict=True)
-    tokens: list[int] = [] if tokenizer.begin is None or not ends else [tokenizer.begin]
+    tokens: list[int] = list(tokenizer.front) if ends else []
     labels: list[int] = [IGNORED] * len(tokens)
     for ids, counts in zip(tokenizer.encode(list(texts_)), marks, strict=True):
         tokens += ids
