@@ -73,6 +73,9 @@ class DistillBlock(StageBlock):
     """The student: a stage before, or any of ``models``; absent: the output of the stage before."""
     teacher: TeacherKinds | None = None
     """Who is learned from; absent: the text alone (``cross_entropy``)."""
+    alignment: Literal["auto", "spans", "sorted", "pieces"] = "auto"
+    """Where the teacher has another tokenizer: ``spans`` of the same text, ``sorted`` probabilities (ULD), or
+    ``pieces`` of an extended vocabulary. ``auto``: pieces where most tokens are shared, else spans."""
     dataset: DistillData
     """The text."""
     lmbda: SearchNumber = 0.0

@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from evolve.errors import CandidateError
+from evolve.stages.distill.across import across_loss
+from evolve.stages.distill.alignment import translate
 from evolve.stages.distill.data import prompts_of
 from evolve.stages.distill.forward import forward
 from evolve.stages.distill.generation import row_of, student_rollouts
@@ -18,10 +20,14 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
+    from evolve.stages.distill.across import Meeting
+    from evolve.stages.distill.alignment import Translator
     from evolve.stages.distill.forward import HeadRule
     from evolve.stages.distill.generation import Generation
     from evolve.stages.distill.layers import Pair
-    from evolve.stages.distill.teachers.base import Teacher
+    from evolve.stages.distill.objective import Losses
+    from evolve.stages.distill.signals import Signals
+    from evolve.stages.distill.teachers.base import Batch, Teacher
     from evolve.stages.distill.terms import Term
     from evolve.training.rows import Row
 
@@ -45,6 +51,19 @@ class Writing:
     seed: int
 
 
+@dataclass(frozen=True)
+class Crossing:
+    """A teacher with another tokenizer.
+
+    Attributes:
+        translator: From the student's tokens to the teacher's.
+        meeting: What is compared.
+    """
+
+    translator: Translator
+    meeting: Meeting
+
+
 @dataclass
 class Learner:
     """An objective of the trainer.
@@ -56,6 +75,7 @@ class Learner:
         vocabulary: Number of real tokens.
         writing: Who writes.
         projections: Between hidden states of different widths.
+        crossing: Where the teacher has another tokenizer; None: it has the student's.
     """
 
     terms: Sequence[Term]
@@ -64,6 +84,7 @@ class Learner:
     vocabulary: int
     writing: Writing
     projections: Mapping[Pair, Tensor] = field(default_factory=dict)
+    crossing: Crossing | None = None
 
     def prepare(self, network: Any, rows: Sequence[Row], *, step: int) -> Sequence[Row]:
         """Return the rows as they stand, or with completions that the student or the teacher writes."""
@@ -105,8 +126,10 @@ class Learner:
         reads = {term.loss.reads for term in self.terms if term.loss.teacher}
         wanted = {"hidden": "hidden" in reads, "attentions": "attentions" in reads}
         student = forward(network, batch, rule=self.rule, **wanted)
-        teacher = self.teacher.signals(batch, **wanted) if self.teacher is not None and reads else None
         device = network.get_input_embeddings().weight.device
+        if self.crossing is not None and self.teacher is not None and reads:
+            return self._across(student, batch, torch.from_numpy(marks).to(device), num_items)
+        teacher = self.teacher.signals(batch, **wanted) if self.teacher is not None and reads else None
         losses = distillation_loss(
             self.terms,
             student,
@@ -116,8 +139,28 @@ class Learner:
             vocabulary=self.vocabulary,
             projections=self.projections,
         )
+        return losses.total, self._named(losses)
+
+    def _across(
+        self, student: Signals, batch: Batch, labels: Tensor, num_items: int
+    ) -> tuple[Tensor, Mapping[str, float]]:
+        assert self.crossing is not None
+        assert self.teacher is not None
+        found = translate(batch, labels, self.crossing.translator)
+        losses = across_loss(
+            self.terms,
+            student,
+            self.teacher.signals(found.batch),
+            labels,
+            found.aligned,
+            meeting=self.crossing.meeting,
+            num_items=num_items,
+        )
+        return losses.total, {**self._named(losses), "not_aligned": float(found.left_out)}
+
+    def _named(self, losses: Losses) -> dict[str, float]:
         values = losses.terms.tolist()
-        return losses.total, {term.loss.name: value for term, value in zip(self.terms, values, strict=True)}
+        return {term.loss.name: value for term, value in zip(self.terms, values, strict=True)}
 
 
 def _cut(row: Row, room: int) -> Row:

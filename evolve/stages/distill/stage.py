@@ -8,8 +8,10 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 from evolve.errors import CandidateError, ModelError, UserError
-from evolve.registry import TEACHERS
+from evolve.registry import LOSSES
 from evolve.stages.distill.block import DistillBlock
+from evolve.stages.distill.opening import crossing, open_projections, open_teacher
+from evolve.stages.distill.terms import Term
 from evolve.stages.kept import LOG, stage_key, trained
 
 if TYPE_CHECKING:
@@ -17,9 +19,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from evolve.config.values import StageBlock
-    from evolve.stages.distill.layers import Pair
-    from evolve.stages.distill.teachers.base import Teacher
-    from evolve.stages.distill.terms import Term
     from evolve.stages.memo import Memo
     from evolve.weights.model import Model
     from evolve.weights.tokenizer import Tokenizer
@@ -56,8 +55,8 @@ class DistillStage:
         name = getattr(distill.teacher, "model", None)
         try:
             tokenizer = _tokenizer(student)
-            if name is not None and _tokenizer(models[name]).ids != tokenizer.ids:
-                found.append(("teacher.model", _other_tokenizer(name)))
+            if name is not None:
+                found += _meeting_problems(distill, tokenizer, _tokenizer(models[name]))
         except ModelError as error:
             found.append(("model", str(error)))
         return [*found, *_data_problems(distill.dataset.path)]
@@ -123,15 +122,17 @@ def _train(
     )
     if any(term.loss.reads == "attentions" for term in terms):
         trainee.network.set_attn_implementation("eager")
-    teacher = _teacher(block, models, terms, tokenizer, device)
+    teacher = open_teacher(block, models, terms, tokenizer, device)
     try:
         settings = Generation(**dict(block.generation))
         writing = Writing(
             float(cast("float", block.lmbda)), bool(block.seq_kd), settings, data.max_length, seed
         )
-        projections = _projections(trainee.network, teacher, terms, seed)
+        projections = open_projections(trainee.network, teacher, terms, seed)
         size = max(tokenizer.size, 1)
-        learner = Learner(terms, teacher, head_rule(trainee.network), size, writing, projections)
+        known = models.get(getattr(block.teacher, "model", "")) if teacher is not None else None
+        across = None if known is None else crossing(block, terms, tokenizer, _tokenizer(known))
+        learner = Learner(terms, teacher, head_rule(trainee.network), size, writing, projections, across)
         history = train(
             trainee.network,
             rows.rows,
@@ -147,85 +148,26 @@ def _train(
     return trained_model(trainee, block.dtype), {LOG: json.dumps(report)}
 
 
-def _teacher(
-    block: DistillBlock,
-    models: Mapping[str, Model],
-    terms: tuple[Term, ...],
-    tokenizer: Tokenizer,
-    device: str,
-) -> Teacher | None:
-    from evolve.stages.distill.teachers.base import Opening
-
-    needed = any(term.loss.teacher for term in terms) or block.seq_kd
-    if block.teacher is None or not needed:
-        return None
-    temperatures = {term.temperature for term in terms if term.loss.teacher and term.loss.reads == "scores"}
-    if len(temperatures) > 1 and block.teacher.kind != "hf":
-        raise CandidateError(
-            "invalid_recipe",
-            f"teacher.kind {block.teacher.kind}: the losses have {len(temperatures)} temperatures, and a "
-            "teacher's k best tokens have one; use one temperature, or kind: hf",
-        )
-    import torch
-
-    opening = Opening(
-        models.get(getattr(block.teacher, "model", "")),
-        tokenizer,
-        temperature=temperatures.pop() if len(temperatures) == 1 else 1.0,
-        device=device,
-        threads=torch.get_num_threads(),
-        max_length=block.dataset.max_length,
-    )
-    return TEACHERS.load(block.teacher.kind)(block.teacher, opening)
-
-
-def _projections(
-    network: Any, teacher: Teacher | None, terms: tuple[Term, ...], seed: int
-) -> dict[Pair, Any]:
-    """Return trained matrices between hidden states of different widths, as part of the student."""
-    import torch
-
-    from evolve.stages.distill.layers import layer_pairs, make_projections
-    from evolve.training.seeds import seed_of
-
-    theirs = getattr(teacher, "network", None)
-    between = [term for term in terms if term.loss.reads == "hidden"]
-    if theirs is None or not between:
-        return {}
-    ours, other = network.config.get_text_config(), theirs.config.get_text_config()
-    pairs = [
-        pair
-        for term in between
-        for pair in layer_pairs(term.layers, ours.num_hidden_layers, other.num_hidden_layers)
-    ]
-    made = make_projections(pairs, ours.hidden_size, other.hidden_size, seed=seed_of(seed, "projections"))
-    if not made:
-        return {}
-    if hasattr(network, "merge_and_unload"):
-        raise CandidateError(
-            "invalid_recipe",
-            "loss_functions: hidden states of different widths need trained projections, which adapters do "
-            "not have: leave out peft_config",
-        )
-    device = network.get_input_embeddings().weight.device
-    kept = {pair: torch.nn.Parameter(matrix.detach().to(device)) for pair, matrix in made.items()}
-    network.evolve_projections = torch.nn.ParameterDict(
-        {f"{one}_{two}": matrix for (one, two), matrix in kept.items()}
-    )
-    return dict(kept)
-
-
 def _tokenizer(model: Model) -> Tokenizer:
     from evolve.weights.tokenizer import load_tokenizer
 
     return load_tokenizer(model.files, model.config)
 
 
-def _other_tokenizer(name: str) -> str:
-    return (
-        f"model {name!r} has another tokenizer than the student, so their distributions are over different "
-        "tokens: choose a teacher of the same family, or a student with the teacher's vocabulary"
+def _meeting_problems(block: DistillBlock, student: Tokenizer, teacher: Tokenizer) -> list[tuple[str, str]]:
+    """Return why a teacher with another tokenizer cannot teach; nothing where it can."""
+    if student.ids == teacher.ids:
+        return []
+    if block.seq_kd is not False:
+        return [("seq_kd", "a teacher with another tokenizer cannot write the student's tokens")]
+    terms = tuple(
+        Term(LOSSES.load(entry.function)) for entry in block.loss_functions if entry.function in LOSSES
     )
+    try:
+        crossing(block, terms, student, teacher)
+    except (CandidateError, ModelError) as error:
+        return [("teacher.model", str(error))]
+    return []
 
 
 def _data_problems(path: str) -> list[tuple[str, str]]:

@@ -158,6 +158,33 @@ def test_hidden_states_and_text_of_the_student_and_of_the_teacher(home: Path) ->
     assert not same(own, theirs)
 
 
+@pytest.mark.parametrize("way", ["auto", "spans"])
+def test_a_teacher_with_the_vocabulary_from_before_an_extension(home: Path, way: str) -> None:
+    trained = run(home, teacher={"kind": "hf", "model": "other"}, alignment=way)
+    log = json.loads((trained.files / "training.json").read_text())["log"]  # type: ignore[operator]
+    assert log[-1]["kl"] < 0.9 * log[0]["kl"]
+    assert all(line["not_aligned"] == 0 for line in log)
+
+
+def test_a_captured_teacher_is_the_live_one(home: Path, tmp_path: Path) -> None:
+    from click.testing import CliRunner
+
+    text = tmp_path / "text.jsonl"
+    draw = random.Random(1)
+    lines = (json.dumps({"text": " ".join(draw.choices(WORDS, k=6))}) for _ in range(12))
+    text.write_text("\n".join(lines))
+    # All tokens are kept, so nothing is left for the tail.
+    command = ["capture", str(home / "teacher"), str(tmp_path / "out"), "--data", str(text), "--top-k", "128"]
+    assert CliRunner().invoke(cli, [*command, "--max-length", "48"]).exit_code == 0
+    data = {"path": str(text), "max_length": 48}
+    captured = {"kind": "dataset", "path": str(tmp_path / "out" / "capture.json")}
+    live, kept = (
+        json.loads((model.files / "training.json").read_text())["log"]  # type: ignore[operator]
+        for model in (run(home, dataset=data), run(home, dataset=data, teacher=captured))
+    )
+    assert [line["kl"] for line in kept] == pytest.approx([line["kl"] for line in live], abs=2e-3)
+
+
 def test_rows_of_conversations(home: Path, tmp_path: Path) -> None:
     student = models_of(home)["student"]
     tokenizer = load_tokenizer(student.files, student.config)
@@ -178,9 +205,14 @@ def test_rows_of_conversations(home: Path, tmp_path: Path) -> None:
 
 def test_what_does_not_fit_is_refused(home: Path) -> None:
     models = models_of(home)
-    found = DistillStage.check(block(home, teacher={"kind": "hf", "model": "other"}), models)
+    other = {"kind": "hf", "model": "other"}
+    found = DistillStage.check(block(home, teacher=other, loss_functions=[{"function": "hs_mse"}]), models)
     assert [path for path, _ in found] == ["teacher.model"]
-    assert "another tokenizer" in found[0][1]
+    assert "insides of two models" in found[0][1]
+    data = {"path": str(home / "data.jsonl"), "packing": False}
+    found = DistillStage.check(block(home, teacher=other, seq_kd=True, dataset=data), models)
+    assert [path for path, _ in found] == ["seq_kd"]
+    assert DistillStage.check(block(home, teacher=other), models) == []
     entries = [{"function": "kl", "weight": 0.0}]
     assert any("all weights are 0" in text for _, text in block(home, loss_functions=entries).problems())
     assert any("give one" in text for _, text in block(home, teacher=None).problems())
