@@ -83,7 +83,12 @@ class Registry(Generic[T]):
 
 
 STAGES: Registry[type[Stage]] = Registry(
-    "stage", {"merge": "evolve.stages.merge:MergeStage", "cpt": "evolve.stages.cpt:CptStage"}
+    "stage",
+    {
+        "merge": "evolve.stages.merge:MergeStage",
+        "distill": "evolve.stages.distill:DistillStage",
+        "cpt": "evolve.stages.cpt:CptStage",
+    },
 )
 
 MERGE_METHODS: Registry[type[MergeMethod]] = Registry(

@@ -24,6 +24,8 @@ RESERVED = {"average": "the plain average of the experts"}
 def references(block: Any, path: Path = ()) -> Iterator[tuple[Path, str]]:
     """Yield ``(path, name)`` for each model that a stage's plain block names."""
     if isinstance(block, dict):
+        if "base_url" in block:  # a server's model is none of ours
+            return
         for key, value in block.items():
             if key == "tokenizer" and isinstance(value, dict):
                 yield from _of_tokenizer(value, (*path, key))

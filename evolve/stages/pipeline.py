@@ -13,6 +13,7 @@ from evolve.config.files import located
 from evolve.errors import CandidateError, UserError
 from evolve.registry import STAGES, did_you_mean
 from evolve.stages.base import Stage
+from evolve.types import content_hash, without_paths
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -173,10 +174,21 @@ def build(
             known[output] = known[_starts_from(step)]
             continue
         inputs = {name: known[name] for name in step.inputs}
-        known[output] = _guard(step.stage.run(step.block, inputs, seed=seed, memo=memo), step.place, used)
+        made = step.stage.run(step.block, inputs, seed=seed, memo=memo)
+        if not made.content:
+            made = replace(made, content=_identity(step, inputs, seed))
+        known[output] = _guard(made, step.place, used)
     result = known[output]
     # A last stage that is off hands a parent through, which nothing has guarded yet.
     return _guard(result, output, used) if any(result is parent for parent in used.values()) else result
+
+
+def _identity(step: _Step, inputs: Mapping[str, Model], seed: int) -> str:
+    """Return what stands for a model that is computed: all that decides its tensors."""
+    kind = step.place.rpartition(".")[2]
+    block = without_paths(step.block.model_dump(mode="json", exclude_none=True, exclude={"name"}))
+    contents = {name: model.content for name, model in inputs.items()}
+    return f"made:{content_hash({'kind': kind, 'block': block, 'inputs': contents, 'seed': seed})}"
 
 
 def outline(recipe: Recipe, parents: Mapping[str, Model]) -> Model:

@@ -28,10 +28,12 @@ class Piece(NamedTuple):
     Attributes:
         tokens: int32, (n,), at least one.
         bytes: Bytes of text that it stands for; parts of a document share its bytes by their tokens.
+        labels: int32, (n,); None: every token counts.
     """
 
     tokens: NDArray[np.int32]
     bytes: float
+    labels: NDArray[np.int32] | None = None
 
 
 class Packed(NamedTuple):
@@ -41,16 +43,20 @@ class Packed(NamedTuple):
     bytes: float
 
 
-def pieces(tokens: Sequence[int], size: int, max_length: int) -> Iterator[Piece]:
+def pieces(
+    tokens: Sequence[int], size: int, max_length: int, labels: Sequence[int] | None = None
+) -> Iterator[Piece]:
     """Yield the parts of a document of ``size`` bytes, each but the last of ``max_length`` tokens."""
     whole = np.asarray(tokens, dtype=np.int32)
+    marks = None if labels is None else np.asarray(labels, dtype=np.int32)
     for start in range(0, len(whole), max_length):
-        part = whole[start : start + max_length]
-        yield Piece(part, size * len(part) / len(whole))
+        part = slice(start, start + max_length)
+        count = len(whole[part])
+        yield Piece(whole[part], size * count / len(whole), None if marks is None else marks[part])
 
 
 def pack(
-    documents: Iterable[tuple[Sequence[int], int]],
+    documents: Iterable[tuple[Sequence[int], int] | tuple[Sequence[int], int, Sequence[int]]],
     max_length: int,
     *,
     packing: bool = True,
@@ -59,14 +65,15 @@ def pack(
     """Yield rows, in the order in which they were begun.
 
     Args:
-        documents: Tokens of each document with those that mark its ends, and its bytes.
+        documents: Tokens of each document with those that mark its ends, and its bytes; where not every
+            token counts also its labels.
         max_length: Most tokens of a row, at least 2.
         packing: False: a row holds one document, or one part of it.
         part: What the rows are for.
     """
     waiting: list[_Open] = []
-    for tokens, size in documents:
-        for piece in pieces(tokens, size, max_length):
+    for tokens, size, *labels in documents:
+        for piece in pieces(tokens, size, max_length, *labels):
             fitting = [one for one in waiting if one.free >= len(piece.tokens)] if packing else []
             if fitting:
                 min(fitting, key=lambda one: one.free).add(piece)
@@ -93,7 +100,9 @@ class _Open:
     def packed(self, part: str) -> Packed:
         tokens = np.concatenate([piece.tokens for piece in self._pieces])
         lengths = tuple(len(piece.tokens) for piece in self._pieces)
-        labels = tokens.copy()
+        labels = np.concatenate(
+            [piece.tokens if piece.labels is None else piece.labels for piece in self._pieces]
+        )
         # Nothing of the document stands before its first token, so there is nothing to predict it from.
         labels[np.cumsum((0, *lengths[:-1]))] = IGNORED
         return Packed(Row(tokens, labels, lengths, part), sum(piece.bytes for piece in self._pieces))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,6 +32,7 @@ class Tokenizer:
         backend: The ``tokenizers.Tokenizer``.
         begin: The id that marks the beginning of a text, or None.
         end: The id that marks the end of a text, or None.
+        loaded: What transformers made of the files; knows the chat template.
     """
 
     ids: Mapping[str, int]
@@ -39,6 +40,7 @@ class Tokenizer:
     backend: Any
     begin: int | None = None
     end: int | None = None
+    loaded: Any = field(default=None, compare=False, repr=False)
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
         """Return the ids of each text, without the tokens that frame a prompt."""
@@ -96,7 +98,7 @@ def load_tokenizer(files: Files, config: Mapping[str, Any]) -> Tokenizer:
         for _, token in sorted(backend.get_added_tokens_decoder().items())
     }
     ids = dict(backend.get_vocab(with_added_tokens=True))
-    return Tokenizer(ids, added, backend, loaded.bos_token_id, loaded.eos_token_id)
+    return Tokenizer(ids, added, backend, loaded.bos_token_id, loaded.eos_token_id, loaded)
 
 
 def definition(files: Files, tokenizer: Tokenizer) -> dict[str, Any]:

@@ -1,1 +1,5 @@
-"""Knowledge distillation. So far its losses; the stage that trains with them is not there yet."""
+"""Knowledge distillation: losses, teachers, data, and the stage that trains with them."""
+
+from evolve.stages.distill.stage import DistillStage
+
+__all__ = ["DistillStage"]

@@ -1,0 +1,178 @@
+"""The keys of a distill stage."""
+
+from __future__ import annotations
+
+from itertools import zip_longest
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import Field
+
+from evolve.config.values import Block, DataFile, SearchInt, SearchNumber, SearchSwitch, StageBlock
+from evolve.registry import LOSSES
+from evolve.stages.distill.teachers.dataset import DatasetTeacherBlock
+from evolve.stages.distill.teachers.hf import HfTeacherBlock
+from evolve.stages.distill.teachers.vllm import VllmTeacherBlock
+from evolve.stages.distill.terms import check_terms
+from evolve.training.arguments import PeftConfig, TrainingArgs, ends
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+TeacherKinds = Annotated[HfTeacherBlock | VllmTeacherBlock | DatasetTeacherBlock, Field(discriminator="kind")]
+
+
+class DistillData(DataFile):
+    """The data: conversations in JSONL, or text."""
+
+    max_tokens: int | None = Field(default=None, ge=2)
+    """Most tokens of one time over the data, drawn by seed; absent: all of it."""
+    max_length: int = Field(default=512, ge=2)
+    """Most tokens of a row. Longer documents are cut at their end."""
+    packing: bool = True
+    """Several documents in a row, which do not see each other."""
+
+
+class GenerationBlock(Block):
+    """How the student or the teacher samples what it writes."""
+
+    temperature: SearchNumber = 1.0
+    """0: always the most likely token."""
+    top_p: SearchNumber = 1.0
+    """Smallest set of tokens with this much probability."""
+    top_k: SearchInt = 0
+    """Most likely tokens; 0: all."""
+    max_new_tokens: SearchInt = 128
+    """Most tokens of a completion."""
+
+
+class LossEntry(Block):
+    """One loss and how it counts."""
+
+    function: str
+    """Name of a loss; `evolve ls losses` lists them."""
+    weight: SearchNumber = 1.0
+    """Share in the sum, which is divided by the sum of all weights; 0: not computed."""
+    temperature: SearchNumber | None = None
+    """Of both models' logits, for a loss over the vocabulary; absent: 1."""
+    beta: SearchNumber | None = None
+    """Of ``jsd``."""
+    alpha: SearchNumber | None = None
+    """Of the skew losses."""
+    layer_mapping: str | list[list[int]] | None = None
+    """``even``, ``all``, ``last``, or pairs [student's, teacher's], for a loss between layers."""
+
+    def plain(self) -> dict[str, Any]:
+        """Return what the config says of it."""
+        return self.model_dump(exclude_none=True)
+
+
+class DistillBlock(StageBlock):
+    """Turns a model into a better one with a teacher."""
+
+    model: str | None = Field(default=None, min_length=1)
+    """The student: a stage before, or any of ``models``; absent: the output of the stage before."""
+    teacher: TeacherKinds | None = None
+    """Who is learned from; absent: the text alone (``cross_entropy``)."""
+    dataset: DistillData
+    """The text."""
+    lmbda: SearchNumber = 0.0
+    """Share of the steps whose text the student writes itself."""
+    seq_kd: SearchSwitch = False
+    """Whether the teacher writes the text of the other steps."""
+    generation: GenerationBlock = GenerationBlock()
+    """How text is sampled, for ``lmbda`` and ``seq_kd``."""
+    loss_functions: list[LossEntry] = Field(min_length=1)
+    """What is minimised: the weighted mean of these losses."""
+    peft_config: PeftConfig | None = None
+    """Low-rank adapters, merged afterwards; absent: full training."""
+    frozen_res: list[str] = Field(default_factory=list)
+    """Regular expressions: parameters in whose name one is found rest."""
+    dtype: Literal["float32", "bfloat16", "float16"] | None = None
+    """Type of the result; absent: that of the student's tensors."""
+    training_args: TrainingArgs = TrainingArgs()
+    """Keys of transformers' ``TrainingArguments``."""
+
+    def problems(self) -> list[tuple[tuple[str | int, ...], str]]:
+        """Return what the types cannot say."""
+        found: list[tuple[tuple[str | int, ...], str]] = []
+        for key, low, high in (("lmbda", 0.0, 1.0),):
+            for value in ends(getattr(self, key)):
+                if not low <= value <= high:
+                    found.append(((key,), f"{key} must be between {low:g} and {high:g}, got {value:g}"))
+        found += [(("training_args", *path), message) for path, message in self.training_args.problems()]
+        if self.peft_config is not None:
+            found += [(("peft_config", *path), message) for path, message in self.peft_config.problems()]
+        found += list(self._losses())
+        written = self.seq_kd is not False or any(value > 0 for value in ends(self.lmbda))
+        if written and self.dataset.packing:
+            message = (
+                "packing: true has no place where a model writes completions: its prompts are documents of "
+                "their own; set packing: false"
+            )
+            found.append((("dataset", "packing"), message))
+        if isinstance(self.teacher, DatasetTeacherBlock) and written:
+            found.append((("teacher", "kind"), "kind: dataset was captured for fixed text; set lmbda to 0"))
+        return list(dict.fromkeys(found))
+
+    def _losses(self) -> Iterator[tuple[tuple[str | int, ...], str]]:
+        entries = [entry.plain() for entry in self.loss_functions]
+        for corner in _corners(entries):
+            for path, message in check_terms(corner):
+                parts = path.split(".") if path else []
+                yield (
+                    ("loss_functions", *(int(part) if part.isdigit() else part for part in parts)),
+                    message,
+                )
+        for index, entry in enumerate(self.loss_functions):
+            if entry.function not in LOSSES:
+                continue
+            loss = LOSSES.load(entry.function)
+            if loss.teacher and self.teacher is None:
+                yield (
+                    ("loss_functions", index, "function"),
+                    f"{entry.function} compares with a teacher: give one, or use cross_entropy",
+                )
+            if loss.reads != "scores" and self.teacher is not None and self.teacher.kind != "hf":
+                yield (
+                    ("loss_functions", index, "function"),
+                    f"{entry.function} looks into the teacher, so teacher.kind must be hf",
+                )
+
+    @classmethod
+    def effective(cls, plain: dict[str, Any]) -> dict[str, Any]:
+        """Return the block without losses of weight 0, and without what nobody writes with."""
+        kept = [entry for entry in plain.get("loss_functions", []) if entry.get("weight", 1.0) != 0]
+        found = {**plain, "loss_functions": kept or plain.get("loss_functions", [])}
+        if not found.get("lmbda", 0.0) and not found.get("seq_kd", False):
+            found.pop("generation", None)
+        return found
+
+
+def _corners(entries: list[dict[str, Any]]) -> Iterator[list[Mapping[str, Any]]]:
+    """Yield the entries with every range at one of its values: enough of them that each value is seen.
+
+    The largest weights come first: a range that reaches 0 says nothing about all weights being 0.
+    """
+    numbers = [
+        {key: sorted(ends_of(value), reverse=True) for key, value in entry.items() if ends_of(value)}
+        for entry in entries
+    ]
+    columns = [[(key, value) for value in values] for one in numbers for key, values in one.items()]
+    for corner in zip_longest(*columns) if columns else [()]:
+        filled: list[Mapping[str, Any]] = []
+        rest = iter(corner)
+        for entry, known in zip(entries, numbers, strict=True):
+            given = {key: (next(rest) or (key, known[key][0]))[1] for key in known}
+            if "weight" in given and len(known["weight"]) > 1 and given["weight"] == 0:
+                given["weight"] = known["weight"][0]
+            filled.append({**entry, **given})
+        yield filled
+
+
+def ends_of(value: Any) -> list[float]:
+    """Return the numbers that a plain number, range or choice stands for; none for anything else."""
+    if isinstance(value, dict):
+        if "choices" in value:
+            return [one for one in value["choices"] if isinstance(one, int | float)]
+        return [value["low"], value["high"]] if {"low", "high"} <= value.keys() else []
+    return [] if isinstance(value, bool | str | list) or value is None else [value]

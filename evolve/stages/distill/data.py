@@ -1,0 +1,180 @@
+"""The data of a distillation: conversations or plain text as documents with labels, then as rows.
+
+Of a conversation the assistant's turns count, of a prompt with its completion the completion, of a text
+every token. A document that is longer than a row is cut at its end; one of which nothing is left that counts
+is left out.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from evolve.conversations import read_conversations
+from evolve.errors import UserError
+from evolve.statistics.corpus import shuffled, texts
+from evolve.training.pack import pack
+from evolve.training.rows import IGNORED, Rows
+from evolve.training.seeds import seed_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
+
+    from evolve.conversations import Conversation
+    from evolve.weights.tokenizer import Tokenizer
+
+_LINES = frozenset({".jsonl", ".ndjson"})
+
+
+@dataclass(frozen=True)
+class Document:
+    """A document in tokens.
+
+    Attributes:
+        tokens: At least two.
+        labels: One a token, ``IGNORED`` where it does not count.
+        bytes: Of its text.
+    """
+
+    tokens: tuple[int, ...]
+    labels: tuple[int, ...]
+    bytes: int
+
+    @property
+    def prompt(self) -> int:
+        """How many tokens stand before the last stretch that counts; at least 1."""
+        marks = [label != IGNORED for label in self.labels]
+        starts = [place for place, (before, here) in enumerate(pairwise(marks), 1) if here and not before]
+        return max(1, starts[-1] if starts else 0)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How documents become rows.
+
+    Attributes:
+        max_length: Most tokens of a row.
+        max_tokens: Of one time over the data; None: all of it.
+        packing: Whether a row holds several documents.
+        epochs: How often it is gone over.
+        seed: Of the order.
+    """
+
+    max_length: int
+    max_tokens: int | None = None
+    packing: bool = True
+    epochs: int = 1
+    seed: int = 0
+
+
+def read(path: Path | str, tokenizer: Tokenizer, max_length: int) -> tuple[list[Document], int]:
+    """Return the documents of a file, and how many of them do not fit.
+
+    Raises:
+        UserError: The file cannot be read, or a conversation needs a chat template that the model lacks.
+    """
+    file = Path(path).expanduser()
+    if file.suffix.lower() in _LINES:
+        parts = [(_parts(one, tokenizer), one.plain) for one in read_conversations(file)]
+    else:
+        parts = [([(text, True)], True) for text in texts(file)]
+    found = [_document(some, tokenizer, max_length, ends=plain) for some, plain in parts]
+    kept = [one for one in found if one is not None]
+    if not kept:
+        raise UserError(f"{path}: nothing is left to train on within {max_length} tokens a row")
+    return kept, len(found) - len(kept)
+
+
+def rows_of(documents: Sequence[Document], layout: Layout, *, left_out: int = 0) -> Rows:
+    """Return every row of the training, in order; each time over the data has an order of its own."""
+    order = shuffled(len(documents), seed_of(layout.seed, "documents"))
+    chosen = [documents[place] for place in order]
+    if layout.max_tokens is not None:
+        ends = np.cumsum([len(one.tokens) for one in chosen])
+        chosen = chosen[: max(1, int(np.searchsorted(ends, layout.max_tokens, side="right")))]
+    found = []
+    for epoch in range(layout.epochs):
+        places = (
+            range(len(chosen)) if epoch == 0 else shuffled(len(chosen), seed_of(layout.seed, "epoch", epoch))
+        )
+        found += [
+            one.row
+            for one in pack(
+                ((chosen[i].tokens, chosen[i].bytes, chosen[i].labels) for i in places),
+                layout.max_length,
+                packing=layout.packing,
+            )
+        ]
+    tokens = sum(len(one.tokens) for one in chosen)
+    counts = {"documents": len(chosen), "tokens": tokens, "rows": len(found), "epochs": layout.epochs}
+    counts |= {"bytes": sum(one.bytes for one in chosen)}
+    return Rows(found, counts | ({"left_out_too_long": left_out} if left_out else {}))
+
+
+def _document(
+    parts: Iterable[tuple[str, bool]], tokenizer: Tokenizer, max_length: int, *, ends: bool
+) -> Document | None:
+    texts_, marks = zip(*parts, strict=True)
+    tokens: list[int] = [] if tokenizer.begin is None or not ends else [tokenizer.begin]
+    labels: list[int] = [IGNORED] * len(tokens)
+    for ids, counts in zip(tokenizer.encode(list(texts_)), marks, strict=True):
+        tokens += ids
+        labels += ids if counts else [IGNORED] * len(ids)
+    if ends and tokenizer.end is not None:
+        tokens.append(tokenizer.end)
+        labels.append(tokenizer.end)
+    tokens, labels = tokens[:max_length], labels[:max_length]
+    if len(tokens) < 2 or all(label == IGNORED for label in labels[1:]):
+        return None
+    return Document(tuple(tokens), tuple(labels), len("".join(texts_).encode()))
+
+
+def _parts(conversation: Conversation, tokenizer: Tokenizer) -> list[tuple[str, bool]]:
+    """Return the texts of a conversation in order, each with whether it counts."""
+    messages = conversation.messages
+    if conversation.plain:
+        return [(one.content, one.role == "assistant") for one in messages]
+    template = tokenizer.loaded
+    if getattr(template, "chat_template", None) is None:
+        raise UserError(
+            f"{conversation.place}: a conversation needs the model's chat template, and it has none: give "
+            "the model one (chat_template of a merge stage), or write prompt and completion"
+        )
+    plain = [one.to_json() for one in messages]
+    found: list[tuple[str, bool]] = []
+    done = ""
+    for place, message in enumerate(messages):
+        if message.role != "assistant":
+            continue
+        before = _rendered(template, plain[:place], start=True)
+        whole = _rendered(template, plain[: place + 1], start=False)
+        if not (before.startswith(done) and whole.startswith(before)):
+            raise UserError(
+                f"{conversation.place}: the chat template changes earlier turns when a later one comes, so "
+                "what counts cannot be told: keep one answer a conversation"
+            )
+        found += [(before[len(done) :], False), (whole[len(before) :], True)]
+        done = whole
+    return found
+
+
+def _rendered(template: Any, messages: Sequence[dict[str, str]], *, start: bool) -> str:
+    text: str = template.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=start)
+    return text
+
+
+def prompts_of(rows: Iterable[Any]) -> Iterator[tuple[int, ...]]:
+    """Yield the prompt of each row of one document: what stands before its last stretch that counts.
+
+    Where everything counts the first quarter is the prompt.
+    """
+    for row in rows:
+        document = Document(tuple(row.tokens.tolist()), tuple(row.labels.tolist()), 0)
+        begin = document.prompt
+        if begin == 1:
+            begin = max(1, len(document.tokens) // 4)
+        yield document.tokens[:begin]

@@ -1,0 +1,128 @@
+"""What a distillation trains for: the losses between the student and a teacher, a step at a time."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from evolve.errors import CandidateError
+from evolve.stages.distill.data import prompts_of
+from evolve.stages.distill.forward import forward
+from evolve.stages.distill.generation import row_of, student_rollouts
+from evolve.stages.distill.objective import distillation_loss
+from evolve.stages.distill.teachers.base import batch_of
+from evolve.training.seeds import seed_of
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from torch import Tensor
+
+    from evolve.stages.distill.forward import HeadRule
+    from evolve.stages.distill.generation import Generation
+    from evolve.stages.distill.layers import Pair
+    from evolve.stages.distill.teachers.base import Teacher
+    from evolve.stages.distill.terms import Term
+    from evolve.training.rows import Row
+
+
+@dataclass(frozen=True)
+class Writing:
+    """Who writes the text of a step.
+
+    Attributes:
+        lmbda: Share of the steps whose text the student writes (GKD, Agarwal et al. 2024, arXiv:2306.13649).
+        seq_kd: Whether the teacher writes the rest (Kim and Rush 2016, arXiv:1606.07947).
+        settings: How it is sampled.
+        room: Most tokens of a row.
+        seed: Of the draws.
+    """
+
+    lmbda: float
+    seq_kd: bool
+    settings: Generation
+    room: int
+    seed: int
+
+
+@dataclass
+class Learner:
+    """An objective of the trainer.
+
+    Attributes:
+        terms: The losses, of weights above 0.
+        teacher: None where no loss reads one.
+        rule: How the student makes its logits.
+        vocabulary: Number of real tokens.
+        writing: Who writes.
+        projections: Between hidden states of different widths.
+    """
+
+    terms: Sequence[Term]
+    teacher: Teacher | None
+    rule: HeadRule | None
+    vocabulary: int
+    writing: Writing
+    projections: Mapping[Pair, Tensor] = field(default_factory=dict)
+
+    def prepare(self, network: Any, rows: Sequence[Row], *, step: int) -> Sequence[Row]:
+        """Return the rows as they stand, or with completions that the student or the teacher writes."""
+        writing = self.writing
+        drawn = seed_of(writing.seed, "writes", step) / 2**63
+        if drawn < writing.lmbda:
+            prompts = [prompt[: writing.room - 1] for prompt in prompts_of(rows)]
+            return student_rollouts(
+                network,
+                prompts,
+                writing.settings,
+                seed=seed_of(writing.seed, "step", step),
+                room=writing.room,
+            )
+        if writing.seq_kd:
+            if self.teacher is None:
+                raise CandidateError("invalid_recipe", "seq_kd: there is no teacher that writes")
+            prompts = [prompt[: writing.room - 1] for prompt in prompts_of(rows)]
+            # One seed for all steps: what the teacher writes for a prompt is the same in every epoch.
+            found = self.teacher.complete(prompts, writing.settings, seed=writing.seed)
+            return [
+                _cut(row_of(prompt, one), writing.room) for prompt, one in zip(prompts, found, strict=True)
+            ]
+        return rows
+
+    def loss(
+        self, network: Any, rows: Sequence[Row], *, num_items: int
+    ) -> tuple[Tensor, Mapping[str, float]]:
+        """Return the loss of a part of a step, and each of its terms."""
+        import numpy as np
+        import torch
+
+        from evolve.training.rows import IGNORED
+
+        batch = batch_of(rows)
+        marks = np.full(batch.shape, IGNORED, np.int64)
+        for place, row in enumerate(rows):
+            marks[place, : len(row)] = row.labels
+        reads = {term.loss.reads for term in self.terms if term.loss.teacher}
+        wanted = {"hidden": "hidden" in reads, "attentions": "attentions" in reads}
+        student = forward(network, batch, rule=self.rule, **wanted)
+        teacher = self.teacher.signals(batch, **wanted) if self.teacher is not None and reads else None
+        device = network.get_input_embeddings().weight.device
+        losses = distillation_loss(
+            self.terms,
+            student,
+            teacher,
+            torch.from_numpy(marks).to(device),
+            num_items=num_items,
+            vocabulary=self.vocabulary,
+            projections=self.projections,
+        )
+        values = losses.terms.tolist()
+        return losses.total, {term.loss.name: value for term, value in zip(self.terms, values, strict=True)}
+
+
+def _cut(row: Row, room: int) -> Row:
+    from dataclasses import replace
+
+    if len(row) <= room:
+        return row
+    return replace(row, tokens=row.tokens[:room], labels=row.labels[:room], lengths=(room,))

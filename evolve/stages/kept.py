@@ -1,0 +1,185 @@
+"""What a stage has trained, kept on the disk and found again by what decided it.
+
+Two candidates of a search whose recipes agree in a stage share its output, and a search that is resumed
+trains nothing twice. The key holds the contents of the inputs and data files, the values of the block, the
+seed, the version of the stage and the kind of device; neither names of files nor the run.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import logging
+import os
+import shutil
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from evolve.errors import CandidateError, UserError
+from evolve.types import content_hash, without_paths
+from evolve.weights.files import cache_folder
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+    from pathlib import Path
+
+    from evolve.weights.model import Model
+
+logger = logging.getLogger(__name__)
+
+_GIB = 1 << 30
+LIMIT = "EVOLVE_STAGES_GIB"
+"""Environment variable: most GiB of trained models that are kept; the least recently used go first."""
+_DEFAULT_GIB = 50.0
+LOG = "training.json"
+"""File of a trained model with its loss curve."""
+
+
+def stage_key(
+    kind: str, version: int, block: Mapping[str, Any], inputs: Mapping[str, Model], seed: int
+) -> str:
+    """Return the key of a stage's output.
+
+    Args:
+        kind: Such as ``distill``.
+        version: Of the stage's arithmetic.
+        block: Plain, every value fixed, without what has no effect.
+        inputs: Name in the block to model; each must have a content.
+        seed: Where the block has none.
+
+    Raises:
+        CandidateError: A model's content is not known.
+    """
+    import torch
+
+    unknown = [name for name, model in inputs.items() if not model.content]
+    if unknown:
+        raise CandidateError("build", f"{kind}: the content of model {unknown[0]!r} is not known")
+    plain = {
+        key: value for key, value in without_paths(dict(block)).items() if key not in ("name", "enabled")
+    }
+    contents = {name: model.content for name, model in inputs.items()}
+    return content_hash(
+        {
+            "kind": kind,
+            "version": version,
+            "block": _anonymous(plain, contents),
+            "seed": plain.get("seed", seed),
+            "device": "cuda" if torch.cuda.is_available() else "cpu",
+        }
+    )
+
+
+def _anonymous(value: Any, contents: Mapping[str, str]) -> Any:
+    """Return plain data in which models stand by their contents: what they are called decides nothing."""
+    if isinstance(value, dict):
+        return {
+            key: contents[item]
+            if key == "model" and isinstance(item, str) and item in contents
+            else _anonymous(item, contents)
+            for key, item in value.items()
+        }
+    if isinstance(value, list | tuple):
+        return [_anonymous(item, contents) for item in value]
+    return value
+
+
+def trained(key: str, make: Callable[[Path], tuple[Model, Mapping[str, str]]]) -> Model:
+    """Return the model that is kept under a key, made now where it is not there.
+
+    Whoever comes first makes it; others wait, in other processes too. A maker that is killed leaves its work
+    folder, with which the next one goes on.
+
+    Args:
+        key: See :func:`stage_key`.
+        make: Gets the work folder, returns the model, and texts of files beside it.
+
+    Raises:
+        UserError: The cache cannot be written.
+        CandidateError: What ``make`` raises; the work folder is then removed.
+    """
+    from evolve.weights.reader import open_model
+    from evolve.weights.writer import write_model
+
+    home = _home()
+    out, work = home / key, home / f"{key}.work"
+    with _locked(home / f"{key}.lock"):
+        if not out.exists():
+            try:
+                model, extra = make(work)
+            except CandidateError:
+                shutil.rmtree(work, ignore_errors=True)
+                raise
+            write_model(model, out, extra=extra)
+            shutil.rmtree(work, ignore_errors=True)
+            _prune(home, keep=key)
+        else:
+            logger.info("found what was trained before: %s", key)
+        os.utime(out)
+        return replace(open_model(str(out)), content=f"stage:{key}")
+
+
+def log_of(model: Model) -> Path | None:
+    """Return the file with the loss curve of a trained model, or None."""
+    from evolve.weights.files import folder_of
+
+    path = folder_of(model.files) / LOG
+    return path if path.is_file() else None
+
+
+def _home() -> Path:
+    try:
+        home = cache_folder("stages")
+        home.mkdir(parents=True, exist_ok=True)
+    except (RuntimeError, OSError) as error:
+        raise UserError(
+            f"no folder for what stages train: {error}; set XDG_CACHE_HOME to one that can be written"
+        ) from error
+    return home
+
+
+def _prune(home: Path, *, keep: str) -> None:
+    """Delete the least recently used models until the rest fits the limit; those in use stay."""
+    try:
+        limit = float(os.environ.get(LIMIT, _DEFAULT_GIB)) * _GIB
+    except ValueError as error:
+        raise UserError(f"{LIMIT} must be a number of GiB, got {os.environ[LIMIT]!r}") from error
+    sizes = {
+        path: sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+        for path in home.iterdir()
+        if path.is_dir() and not path.name.startswith(".") and path.suffix != ".work"
+    }
+    whole = sum(sizes.values())
+    for path in sorted(sizes, key=lambda one: one.stat().st_mtime):
+        if whole <= limit or path.name == keep:
+            continue
+        with _free(home / f"{path.name}.lock") as free:
+            if free:
+                # Maps of its files stay readable for who has them.
+                shutil.rmtree(path, ignore_errors=True)
+                whole -= sizes[path]
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Hold a lock that dies with its process."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def _free(path: Path) -> Iterator[bool]:
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+        else:
+            yield True
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,230 @@
+"""The distill stage, whole: built, kept, shared, switched, refused."""
+
+from __future__ import annotations
+
+import json
+import random
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+import yaml
+
+from evolve.cli.main import cli
+from evolve.errors import CandidateError
+from evolve.stages.distill.block import DistillBlock
+from evolve.stages.distill.data import Layout, prompts_of, read, rows_of
+from evolve.stages.distill.stage import DistillStage
+from evolve.training.rows import IGNORED
+from evolve.weights.content import content_of
+from evolve.weights.reader import open_model
+from evolve.weights.tokenizer import load_tokenizer
+from tests.small import WORDS
+from tests.tiny import make_model
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from evolve.weights.model import Model
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("distill")
+    make_model(folder / "student", seed=1, layers=1)
+    make_model(folder / "teacher", seed=2, layers=2)
+    make_model(folder / "other", seed=3, vocab=120)
+    draw = random.Random(0)
+    with (folder / "data.jsonl").open("w") as file:
+        for _ in range(24):
+            prompt, completion = (" ".join(draw.choices(WORDS, k=3)) for _ in range(2))
+            file.write(json.dumps({"prompt": prompt, "completion": " " + completion}) + "\n")
+    return folder
+
+
+def models_of(home: Path) -> dict[str, Model]:
+    from dataclasses import replace
+
+    names = ("student", "teacher", "other")
+    return {
+        name: replace(open_model(str(home / name)), content=content_of(str(home / name))) for name in names
+    }
+
+
+def block(home: Path, **changes: Any) -> DistillBlock:
+    plain = {
+        "model": "student",
+        "teacher": {"kind": "hf", "model": "teacher"},
+        "dataset": {"path": str(home / "data.jsonl"), "max_length": 48},
+        "loss_functions": [{"function": "kl", "weight": 1.0}],
+        "training_args": {"learning_rate": 1e-3, "per_device_train_batch_size": 4, "warmup_steps": 0},
+    }
+    return DistillBlock.model_validate({**plain, **changes})
+
+
+def run(home: Path, *, seed: int = 0, **changes: Any) -> Model:
+    return DistillStage.run(block(home, **changes), models_of(home), seed=seed)
+
+
+def tensors(model: Model) -> dict[str, torch.Tensor]:
+    return {name: value.clone() for name, value in model.tensors()}
+
+
+def same(one: Model, other: Model) -> bool:
+    left, right = tensors(one), tensors(other)
+    return left.keys() == right.keys() and all(torch.equal(left[name], right[name]) for name in left)
+
+
+def kl_of(student: Model, teacher: Model, home: Path) -> float:
+    """Over the completions, in float64, without anything of the training's code but the data."""
+    from evolve.weights.network import open_network
+
+    tokenizer = load_tokenizer(student.files, student.config)
+    documents, _ = read(home / "data.jsonl", tokenizer, 48)
+    ours, theirs = (open_network(model)[0].double() for model in (student, teacher))
+    total, count = 0.0, 0
+    with torch.no_grad():
+        for one in documents:
+            ids = torch.tensor([one.tokens])
+            log_q = torch.log_softmax(ours(input_ids=ids).logits[0, :-1], -1)
+            log_p = torch.log_softmax(theirs(input_ids=ids).logits[0, :-1], -1)
+            counted = torch.tensor([label != IGNORED for label in one.labels[1:]])
+            total += float(((log_p.exp() * (log_p - log_q)).sum(-1) * counted).sum())
+            count += int(counted.sum())
+    return total / count
+
+
+def test_the_student_comes_nearer_to_the_teacher(home: Path) -> None:
+    models = models_of(home)
+    before = kl_of(models["student"], models["teacher"], home)
+    trained = run(home)
+    assert kl_of(trained, models["teacher"], home) < 0.9 * before
+    log = json.loads((trained.files / "training.json").read_text())  # type: ignore[operator]
+    # The first line of the log is the distance at the start, over the first step's rows.
+    assert log["log"][0]["kl"] == pytest.approx(before, rel=0.2)
+    assert log["log"][-1]["kl"] < log["log"][0]["kl"]
+
+
+def test_the_same_values_are_trained_once(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = run(home)
+    monkeypatch.setattr("evolve.training.trainer.train", lambda *_: pytest.fail("trained again"))
+    # What it is called, where the data is, and a loss of weight 0 decide nothing.
+    (home / "copy.jsonl").write_bytes((home / "data.jsonl").read_bytes())
+    losses = [{"function": "kl", "weight": 1.0}, {"function": "tvd", "weight": 0.0}]
+    second = run(home, name="small", loss_functions=losses)
+    assert same(first, second)
+    assert first.content == second.content
+    assert first.content.startswith("stage:")
+
+
+def test_the_same_seed_gives_the_same_bits_and_another_one_does_not(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = tensors(run(home))
+    other = tensors(run(home, seed=1))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "again"))
+    again = tensors(run(home))
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    assert any(not torch.equal(first[name], other[name]) for name in first)
+
+
+def test_adapters_are_merged_and_what_is_frozen_stays(home: Path) -> None:
+    student = tensors(models_of(home)["student"])
+    adapted = tensors(run(home, peft_config={"r": 4}))
+    changed = {name for name in student if not torch.equal(student[name], adapted[name])}
+    assert changed == {name for name in student if name.endswith("_proj.weight")}
+    frozen = tensors(run(home, frozen_res=["embed_tokens", "norm"]))
+    changed = {name for name in student if not torch.equal(student[name], frozen[name])}
+    assert changed == {name for name in student if name.endswith("_proj.weight")}
+    with pytest.raises(CandidateError, match="no parameter matches 'nothing'"):
+        run(home, frozen_res=["nothing"])
+
+
+def test_hidden_states_and_text_of_the_student_and_of_the_teacher(home: Path) -> None:
+    models = models_of(home)
+    before = kl_of(models["student"], models["teacher"], home)
+    data = {"path": str(home / "data.jsonl"), "max_length": 48, "packing": False}
+    losses = [{"function": "reverse_kl"}, {"function": "hs_cosine", "weight": 0.1}]
+    written = {"max_new_tokens": 6}
+    own = run(home, dataset=data, lmbda=1.0, generation=written, loss_functions=losses)
+    assert kl_of(own, models["teacher"], home) < before
+    theirs = run(home, dataset=data, seq_kd=True, generation=written)
+    assert kl_of(theirs, models["teacher"], home) < before
+    assert not same(own, theirs)
+
+
+def test_rows_of_conversations(home: Path, tmp_path: Path) -> None:
+    student = models_of(home)["student"]
+    tokenizer = load_tokenizer(student.files, student.config)
+    documents, left_out = read(home / "data.jsonl", tokenizer, 48)
+    assert (len(documents), left_out) == (24, 0)
+    line = json.loads((home / "data.jsonl").read_text().splitlines()[0])
+    ids = [label for label in documents[0].labels if label != IGNORED]
+    assert tokenizer.backend.decode(ids) == line["completion"]
+    assert ids[-1] == tokenizer.end
+    rows = rows_of(documents, Layout(48, packing=False, epochs=2, seed=3))
+    assert rows.counts["rows"] == 48
+    firsts = [tuple(row.tokens) for row in rows.rows]
+    assert sorted(firsts[:24]) == sorted(firsts[24:])
+    assert firsts[:24] != firsts[24:]
+    prompts = {tokenizer.backend.decode(list(prompt)) for prompt in prompts_of(rows.rows)}
+    assert prompts == {json.loads(text)["prompt"] for text in (home / "data.jsonl").read_text().splitlines()}
+
+
+def test_what_does_not_fit_is_refused(home: Path) -> None:
+    models = models_of(home)
+    found = DistillStage.check(block(home, teacher={"kind": "hf", "model": "other"}), models)
+    assert [path for path, _ in found] == ["teacher.model"]
+    assert "another tokenizer" in found[0][1]
+    entries = [{"function": "kl", "weight": 0.0}]
+    assert any("all weights are 0" in text for _, text in block(home, loss_functions=entries).problems())
+    assert any("give one" in text for _, text in block(home, teacher=None).problems())
+    assert any("packing: false" in text for _, text in block(home, lmbda=0.5).problems())
+    wrong = [{"function": "kl", "temperature": {"low": -1.0, "high": 2.0}}]
+    assert any("above 0" in text for _, text in block(home, loss_functions=wrong).problems())
+    good = [{"function": "cross_entropy"}, {"function": "kl", "weight": {"low": 0.0, "high": 4.0}}]
+    assert block(home, loss_functions=good).problems() == []
+
+
+def test_a_config_with_ranges_is_a_space(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from click.testing import CliRunner
+
+    monkeypatch.chdir(home)
+    config = {
+        "models": {"student": "student", "teacher": "teacher"},
+        "pipeline": [
+            {
+                "distill": {
+                    "model": "student",
+                    "enabled": {"choices": [False, True]},
+                    "teacher": {"kind": "hf", "model": "teacher"},
+                    "dataset": {"path": "data.jsonl", "max_length": 48},
+                    "lmbda": 0,
+                    "loss_functions": [
+                        {"function": "cross_entropy"},
+                        {"function": "kl", "weight": {"low": 0.0, "high": 4.0}, "temperature": 2.0},
+                    ],
+                    "peft_config": {"r": {"choices": [2, 4]}},
+                    "training_args": {"learning_rate": {"low": 1e-4, "high": 1e-2, "log": True}},
+                }
+            }
+        ],
+    }
+    (tmp_path / "space.yaml").write_text(yaml.safe_dump(config))
+    from evolve.config.load import load
+    from evolve.space.space import derive
+
+    genes = [gene.name for gene in derive(load(tmp_path / "space.yaml")).genes]
+    assert genes == [
+        "distill.enabled",
+        "distill.loss_functions.kl.weight",
+        "distill.peft_config.r",
+        "distill.training_args.learning_rate",
+    ]
+    result = CliRunner().invoke(cli, ["build", str(tmp_path / "space.yaml"), str(tmp_path / "out")])
+    assert result.exit_code == 2
