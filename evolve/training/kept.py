@@ -63,28 +63,6 @@ def kept(kind: str, key: Mapping[str, Any], suffix: str, write: Callable[[Path],
 
 
 @contextlib.contextmanager
-def output_folder(kind: str, key: str) -> Iterator[Path]:
-    """Hold the folder of one training, alone: others, in other processes too, wait until it is given back.
-
-    What is in it stays: checkpoints of a training that was killed, or its output.
-
-    Args:
-        kind: Folder inside the cache.
-        key: A hash of everything that decides the output.
-
-    Raises:
-        UserError: The cache cannot be written.
-    """
-    try:
-        folder = cache_folder("training") / kind / key
-        folder.mkdir(parents=True, exist_ok=True)
-    except (OSError, RuntimeError) as error:
-        raise UserError(f"no folder for what is trained: {error}; set XDG_CACHE_HOME") from error
-    with _locked(folder.with_suffix(".lock")):
-        yield folder
-
-
-@contextlib.contextmanager
 def _locked(path: Path) -> Iterator[None]:
     """Hold a lock that dies with its process. The empty file stays: removing it would let two hold it."""
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)

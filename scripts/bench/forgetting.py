@@ -182,7 +182,7 @@ def arguments(rate: float) -> dict[str, Any]:
         "learning_rate": rate,
         "lr_scheduler_type": "cosine",
         "warmup_steps": 0.03,
-        "per_device_train_batch_size": 16,
+        "per_device_train_batch_size": 4,
     }
 
 

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from dataclasses import replace
 from typing import TYPE_CHECKING, ClassVar, NoReturn, cast
 
-from evolve.errors import CandidateError, UserError, some
+from evolve.errors import CandidateError, UserError
 from evolve.registry import REGULARIZERS
 from evolve.stages.cpt.block import CptBlock
 from evolve.stages.cpt.wise_ft import interpolated
-from evolve.types import content_hash, without_paths
+from evolve.types import content_hash
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -26,8 +27,7 @@ if TYPE_CHECKING:
 
 _VERSION = 1
 """Changes with the arithmetic of training: outputs of another version are not used."""
-_NO_TRAINING = frozenset({"name", "enabled", "model", "seed", "wise_ft"})
-"""Keys that do not change what training makes."""
+logger = logging.getLogger(__name__)
 _LONGEST = ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len")
 
 
@@ -85,7 +85,7 @@ class CptStage:
         if alpha == 0:
             return start
         known = start if start.content else replace(start, content=_content(start))
-        return interpolated(known, trained(cpt, known, seed if cpt.seed is None else cpt.seed), alpha)
+        return interpolated(known, trained(cpt, known, seed), alpha)
 
 
 def trained(block: CptBlock, start: Model, seed: int) -> Model:
@@ -97,30 +97,21 @@ def trained(block: CptBlock, start: Model, seed: int) -> Model:
     Args:
         block: With every value fixed.
         start: The start, with its content.
-        seed: Of the training.
+        seed: Of the training, where the block has none.
 
     Raises:
         CandidateError: It cannot be trained.
     """
-    from evolve.training.kept import output_folder
-    from evolve.weights.reader import open_model
+    from evolve.stages import kept
 
     plain = CptBlock.effective(block.model_dump(mode="json", exclude_none=True))
-    key = {
-        "version": _VERSION,
-        "start": start.content,
-        "block": without_paths({name: value for name, value in plain.items() if name not in _NO_TRAINING}),
-        "seed": seed,
-        "device": _device(),
-    }
+    plain.pop("wise_ft", None)
+    own = seed if block.seed is None else block.seed
+    key = kept.stage_key("cpt", _VERSION, plain, {str(block.model): start}, own)
     try:
-        name = content_hash(key)
-        with output_folder("cpt", name) as folder:
-            if not (folder / "model").is_dir():
-                _train(block, start, seed, folder)
-            found = open_model(folder / "model")
-    except UserError as error:
-        raise CandidateError("build", str(error)) from error
+        found = kept.trained(key, lambda work: _train(block, start, own, work))
+    except (UserError, ValueError) as error:
+        raise CandidateError("build", f"cpt: {error}") from error
 
     def tensor(name: str) -> Tensor:
         import torch
@@ -128,33 +119,28 @@ def trained(block: CptBlock, start: Model, seed: int) -> Model:
         value: Tensor = found.tensor(name).to(getattr(torch, start.specs[name].dtype))
         return value
 
-    # Later stages find what they have trained from this by its content.
-    content = f"stage:{name}"
-    return replace(start, tensor=tensor, exact=found.tensor, content=content, finite=False, same={})
+    # Kept in float32: what comes next starts from that, and is rounded once.
+    return replace(found, specs=start.specs, tensor=tensor, exact=found.tensor)
 
 
-def _train(block: CptBlock, start: Model, seed: int, folder: Path) -> None:
-    """Train and write the model, float32, and what the training showed, into a folder."""
-    import shutil
-
+def _train(block: CptBlock, start: Model, seed: int, work: Path) -> tuple[Model, Mapping[str, str]]:
+    """Return the trained model, float32, and what the training showed."""
     from evolve.stages.cpt.data import rows_of
     from evolve.stages.cpt.objective import Objective
-    from evolve.training.adapters import merged, with_adapter
+    from evolve.stages.kept import LOG
     from evolve.training.collate import require_isolation
+    from evolve.training.network import open_trainee, trained_model
     from evolve.training.regularizers.base import Anchor
+    from evolve.training.seeds import seed_of
     from evolve.training.trainer import Settings, train
-    from evolve.weights.model import TensorSpec
-    from evolve.weights.network import open_network
-    from evolve.weights.writer import write_model
 
-    network, names = open_network(start, _device())
+    # A fresh adapter changes nothing, so the network is the start in any case.
+    trainee = open_trainee(start, peft=block.peft_config, seed=seed_of(seed, "adapters"), device=_device())
     if block.dataset.packing:
-        require_isolation(network)
-    anchor = Anchor(start, network, names, block.dataset.max_length, seed)
+        require_isolation(trainee.network)
+    anchor = Anchor(start, trainee.network, trainee.names, block.dataset.max_length, seed)
     rows = rows_of(block, anchor, epochs=int(cast("int", block.training_args.num_train_epochs)))
-    if block.peft_config is not None:
-        network = with_adapter(network, block.peft_config, seed=seed)
-        anchor = replace(anchor, network=network)
+    logger.info("cpt: %s", ", ".join(f"{value} {name}" for name, value in rows.counts.items()))
     penalties = {}
     for name in REGULARIZERS.names():
         regularizer = getattr(block.regularizers, name, None)
@@ -163,26 +149,14 @@ def _train(block: CptBlock, start: Model, seed: int, folder: Path) -> None:
             penalties[name] = (float(regularizer.weight), ready)
     settings = Settings(
         block.training_args,
-        seed,
-        folder / "checkpoints",
+        seed_of(seed, "training"),
+        work,
         name=block.name or "cpt",
         control=_control(block, start),
     )
-    history = train(network, rows.rows, Objective(0, penalties), settings)
-    state = merged(network).state_dict()
-    specs = {name: TensorSpec(spec.shape, "float32") for name, spec in start.specs.items()}
-    missing = [name for name in specs if name not in names]
-    if missing:
-        raise CandidateError(
-            "build", f"the model has tensors that transformers does not know: {some(missing)}"
-        )
-    result = replace(
-        start, specs=specs, tensor=lambda name: state[names[name]].detach().float().cpu().contiguous()
-    )
-    report = {"counts": dict(rows.counts), **history.as_plain()}
-    (folder / "history.json").write_text(json.dumps(report))
-    write_model(replace(result, exact=None, content="", same={}), folder / "model")
-    shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+    history = train(trainee.network, rows.rows, Objective(0, penalties), settings)
+    report = {"stage": "cpt", "data": dict(rows.counts), **history.as_plain()}
+    return trained_model(trainee, "float32"), {LOG: json.dumps(report)}
 
 
 def _control(block: CptBlock, start: Model) -> Control:

@@ -6,7 +6,6 @@ import copy
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from evolve.config.values import SearchNumber  # noqa: TC001  pydantic reads it
-from evolve.training.collate import logits_of
 from evolve.training.regularizers.base import RegularizerBlock
 from evolve.training.rows import IGNORED
 
@@ -66,6 +65,8 @@ class _Kept:
         return total / counted.sum().clamp(min=1)
 
     def _before(self, network: Any, batch: Mapping[str, Tensor]) -> Tensor:
+        from evolve.training.collate import logits_of
+
         if self._start is not None:
             return logits_of(self._start, dict(batch))
         training = network.training

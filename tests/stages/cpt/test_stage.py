@@ -83,13 +83,13 @@ def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
 
 
 def history(cache: Path) -> list[dict[str, Any]]:
-    return [json.loads(path.read_text()) for path in sorted(cache.rglob("history.json"))]
+    return [json.loads(path.read_text()) for path in sorted(cache.rglob("training.json"))]
 
 
 def forget(cache: Path) -> None:
     import shutil
 
-    shutil.rmtree(cache / "cache" / "evolve" / "training" / "cpt")
+    shutil.rmtree(cache / "cache" / "evolve" / "stages")
 
 
 def test_the_loss_falls_and_a_sweep_trains_once(tmp_path: Path, text: Path, base: Model) -> None:
@@ -97,7 +97,7 @@ def test_the_loss_falls_and_a_sweep_trains_once(tmp_path: Path, text: Path, base
     (seen,) = history(tmp_path)
     losses = [line["loss"] for line in seen["log"]]
     assert losses[-1] < 0.8 * losses[0]
-    assert seen["counts"]["data_documents"] == 150
+    assert seen["data"]["data_documents"] == 150
     start = {name: base.tensor(name) for name in base.specs}
     half = run(block(text, wise_ft={"alpha": 0.5}), base)
     for name, tensor in half.items():
@@ -131,7 +131,7 @@ def test_everything_at_once(tmp_path: Path, text: Path, base: Model) -> None:
     (seen,) = history(tmp_path)
     assert {"cross_entropy", "ewc", "l2sp", "lwf"} <= seen["log"][-1].keys()
     assert seen["log"][-1]["lwf"] > 0
-    counts = seen["counts"]
+    counts = seen["data"]
     assert counts["replay_bytes"] / (counts["replay_bytes"] + counts["data_bytes"]) == pytest.approx(
         0.21, abs=0.01
     )
@@ -219,7 +219,7 @@ def test_killed_and_resumed_gives_the_same_bits(
     forget(tmp_path)
     arguments = [sys.executable, "-c", CHILD, str(tmp_path / "base"), cpt.model_dump_json(exclude_none=True)]
     child = subprocess.Popen(arguments, env={**os.environ, "OMP_NUM_THREADS": "1"}, stderr=subprocess.DEVNULL)
-    folder = tmp_path / "cache" / "evolve" / "training" / "cpt"
+    folder = tmp_path / "cache" / "evolve" / "stages"
     until = time.monotonic() + 120
     while not list(folder.rglob("complete")) and time.monotonic() < until and child.poll() is None:
         time.sleep(0.01)
@@ -227,7 +227,7 @@ def test_killed_and_resumed_gives_the_same_bits(
     child.send_signal(signal.SIGKILL)
     child.wait()
     before = list(folder.rglob("complete"))
-    assert before or list(folder.rglob("history.json"))
+    assert before or list(folder.rglob("training.json"))
     print("killed with", [path.parent.name for path in before])
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
