@@ -15,7 +15,7 @@ demo: demo-models
 	@$(BIN)/evolve run search_spaces/demo.yaml
 
 test: install
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest -n 2 --dist loadfile
 
 test-all: install
 	@$(BIN)/python -m pytest --run-slow
