@@ -150,7 +150,6 @@ def test_fisher_predicts_the_divergence(trained: tuple[Anchor, EwcBlock]) -> Non
                 parameter.copy_(start[name] + eps * signs)
             after = network(input_ids=tokens, use_cache=False).logits[:, :-1].double().log_softmax(-1)
             found.append(float((before.exp() * (before - after)).sum(-1).mean()))
-    print("mean KL", np.mean(found), "standard error", np.std(found) / 160**0.5, "Fisher", predicted * eps**2)
     assert np.mean(found) == pytest.approx(predicted * eps**2, rel=0.1)
 
 
