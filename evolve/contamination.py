@@ -87,10 +87,16 @@ def sentence(overlap: Overlap) -> str:
 
 
 def _documents(path: str) -> Iterator[str]:
+    """Yield the texts of a file: of a conversation, all its turns as one."""
+    from evolve.conversations import read_conversations
     from evolve.statistics.corpus import texts
 
     try:
-        yield from texts(path)
+        if path.lower().endswith((".jsonl", ".ndjson")):
+            for one in read_conversations(path, answered=False):
+                yield "\n".join(message.content for message in one.messages)
+        else:
+            yield from texts(path)
     except (UserError, OSError):
         return
 

@@ -7,7 +7,7 @@ leaves the least space. Only a few rows are open at a time, so the order of the 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -29,11 +29,13 @@ class Piece(NamedTuple):
         tokens: int32, (n,), at least one.
         bytes: Bytes of text that it stands for; parts of a document share its bytes by their tokens.
         labels: int32, (n,); None: every token counts.
+        reasons: bool, (n,), see :class:`~evolve.training.rows.Row`; None: no token is one.
     """
 
     tokens: NDArray[np.int32]
     bytes: float
     labels: NDArray[np.int32] | None = None
+    reasons: NDArray[np.bool_] | None = None
 
 
 class Packed(NamedTuple):
@@ -44,19 +46,29 @@ class Packed(NamedTuple):
 
 
 def pieces(
-    tokens: Sequence[int], size: int, max_length: int, labels: Sequence[int] | None = None
+    tokens: Sequence[int],
+    size: int,
+    max_length: int,
+    labels: Sequence[int] | None = None,
+    reasons: Sequence[bool] | None = None,
 ) -> Iterator[Piece]:
     """Yield the parts of a document of ``size`` bytes, each but the last of ``max_length`` tokens."""
     whole = np.asarray(tokens, dtype=np.int32)
     marks = None if labels is None else np.asarray(labels, dtype=np.int32)
+    why = None if reasons is None else np.asarray(reasons, dtype=np.bool_)
     for start in range(0, len(whole), max_length):
         part = slice(start, start + max_length)
         count = len(whole[part])
-        yield Piece(whole[part], size * count / len(whole), None if marks is None else marks[part])
+        yield Piece(
+            whole[part],
+            size * count / len(whole),
+            None if marks is None else marks[part],
+            None if why is None else why[part],
+        )
 
 
 def pack(
-    documents: Iterable[tuple[Sequence[int], int] | tuple[Sequence[int], int, Sequence[int]]],
+    documents: Iterable[tuple[Any, ...]],
     max_length: int,
     *,
     packing: bool = True,
@@ -66,14 +78,14 @@ def pack(
 
     Args:
         documents: Tokens of each document with those that mark its ends, and its bytes; where not every
-            token counts also its labels.
+            token counts also its labels, and then which tokens are reasons (or None).
         max_length: Most tokens of a row, at least 2.
         packing: False: a row holds one document, or one part of it.
         part: What the rows are for.
     """
     waiting: list[_Open] = []
-    for tokens, size, *labels in documents:
-        for piece in pieces(tokens, size, max_length, *labels):
+    for tokens, size, *marks in documents:
+        for piece in pieces(tokens, size, max_length, *marks):
             fitting = [one for one in waiting if one.free >= len(piece.tokens)] if packing else []
             if fitting:
                 min(fitting, key=lambda one: one.free).add(piece)
@@ -105,4 +117,13 @@ class _Open:
         )
         # Nothing of the document stands before its first token, so there is nothing to predict it from.
         labels[np.cumsum((0, *lengths[:-1]))] = IGNORED
-        return Packed(Row(tokens, labels, lengths, part), sum(piece.bytes for piece in self._pieces))
+        reasons = None
+        if any(piece.reasons is not None for piece in self._pieces):
+            reasons = np.concatenate(
+                [
+                    np.zeros(len(piece.tokens), np.bool_) if piece.reasons is None else piece.reasons
+                    for piece in self._pieces
+                ]
+            )
+        row = Row(tokens, labels, lengths, part, reasons)
+        return Packed(row, sum(piece.bytes for piece in self._pieces))

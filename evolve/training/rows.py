@@ -27,15 +27,15 @@ class Row:
             where a token does not count. The first token of every document is ignored.
         lengths: Tokens of each document, in order; together the length of the row.
         part: What the row is for: ``data``, or ``replay`` of an older corpus.
-        weights: int32, (length,), or None. Which of several losses a token belongs to, where there are
-            several (0: the answer, 1: the rationale).
+        reasons: bool, (length,), or None. Which tokens are reasons for an answer, not the answer; they may
+            have another weight in the loss.
     """
 
     tokens: NDArray[np.int32]
     labels: NDArray[np.int32]
     lengths: tuple[int, ...]
     part: str = "data"
-    weights: NDArray[np.int32] | None = field(default=None)
+    reasons: NDArray[np.bool_] | None = field(default=None)
 
     def __len__(self) -> int:
         return len(self.tokens)

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import Field
 
 from evolve.config.values import Block, DataFile, SearchInt, SearchNumber, SearchSwitch, StageBlock
+from evolve.generate.blocks import ApiTeacher, GenerateBlock, RationaleBlock
+from evolve.generate.checks import check_pair
 from evolve.registry import LOSSES
 from evolve.stages.distill.teachers.dataset import DatasetTeacherBlock
 from evolve.stages.distill.teachers.hf import HfTeacherBlock
@@ -18,11 +20,13 @@ from evolve.training.arguments import PeftConfig, TrainingArgs, ends
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-TeacherKinds = Annotated[HfTeacherBlock | VllmTeacherBlock | DatasetTeacherBlock, Field(discriminator="kind")]
+TeacherKinds = Annotated[
+    HfTeacherBlock | VllmTeacherBlock | DatasetTeacherBlock | ApiTeacher, Field(discriminator="kind")
+]
 
 
-class DistillData(DataFile):
-    """The data: conversations in JSONL, or text."""
+class RowsBlock(Block):
+    """How text becomes rows."""
 
     max_tokens: int | None = Field(default=None, ge=2)
     """Most tokens of one time over the data, drawn by seed; absent: all of it."""
@@ -30,6 +34,10 @@ class DistillData(DataFile):
     """Most tokens of a row. Longer documents are cut at their end."""
     packing: bool = True
     """Several documents in a row, which do not see each other."""
+
+
+class DistillData(DataFile, RowsBlock):
+    """The data: conversations in JSONL, or text."""
 
 
 class GenerationBlock(Block):
@@ -76,8 +84,14 @@ class DistillBlock(StageBlock):
     alignment: Literal["auto", "spans", "sorted", "pieces"] = "auto"
     """Where the teacher has another tokenizer: ``spans`` of the same text, ``sorted`` probabilities (ULD), or
     ``pieces`` of an extended vocabulary. ``auto``: pieces where most tokens are shared, else spans."""
-    dataset: DistillData
-    """The text."""
+    dataset: DistillData | None = None
+    """The text; absent where the teacher writes it (``generate``)."""
+    generate: GenerateBlock | None = None
+    """What a teacher of ``kind: api`` is asked to write."""
+    rows: RowsBlock | None = None
+    """How what the teacher has written becomes rows."""
+    rationale: RationaleBlock | None = None
+    """What is done with reasons in the data; absent: they are left out."""
     lmbda: SearchNumber = 0.0
     """Share of the steps whose text the student writes itself."""
     seq_kd: SearchSwitch = False
@@ -106,16 +120,47 @@ class DistillBlock(StageBlock):
         if self.peft_config is not None:
             found += [(("peft_config", *path), message) for path, message in self.peft_config.problems()]
         found += list(self._losses())
+        found += list(self._texts())
         written = self.seq_kd is not False or any(value > 0 for value in ends(self.lmbda))
-        if written and self.dataset.packing:
+        if written and self.layout.packing:
             message = (
                 "packing: true has no place where a model writes completions: its prompts are documents of "
                 "their own; set packing: false"
             )
-            found.append((("dataset", "packing"), message))
+            found.append((("rows" if self.dataset is None else "dataset", "packing"), message))
         if isinstance(self.teacher, DatasetTeacherBlock) and written:
             found.append((("teacher", "kind"), "kind: dataset was captured for fixed text; set lmbda to 0"))
         return list(dict.fromkeys(found))
+
+    @property
+    def layout(self) -> RowsBlock:
+        """How the text becomes rows."""
+        return self.dataset or self.rows or RowsBlock()
+
+    @property
+    def named_teacher(self) -> str | None:
+        """Name of the teacher among the models; None: it is none of them."""
+        return None if isinstance(self.teacher, ApiTeacher) else getattr(self.teacher, "model", None)
+
+    def _texts(self) -> Iterator[tuple[tuple[str | int, ...], str]]:
+        """Yield what is wrong with where the text comes from."""
+        api = isinstance(self.teacher, ApiTeacher)
+        if (self.dataset is None) == (self.generate is None):
+            yield (("dataset",), "give either dataset, a text, or generate, what a teacher is to write")
+        if self.generate is not None and not api:
+            yield (("generate",), "the teacher that writes has kind: api")
+        if api and self.generate is None:
+            yield (("teacher",), "a teacher of kind: api gives text alone: say in generate what it writes")
+        if self.rows is not None and self.dataset is not None:
+            yield (("rows",), "rows belong to generate: write these keys into dataset")
+        if self.generate is not None and isinstance(self.teacher, ApiTeacher):
+            yield from ((("teacher", *path), message) for path, message in self.teacher.problems())
+            yield from ((("generate", *path), message) for path, message in self.generate.problems())
+            yield from (
+                (("generate", *path), message) for path, message in check_pair(self.generate, self.teacher)
+            )
+        if self.rationale is not None:
+            yield from ((("rationale", *path), message) for path, message in self.rationale.problems())
 
     def _losses(self) -> Iterator[tuple[tuple[str | int, ...], str]]:
         entries = [entry.plain() for entry in self.loss_functions]
@@ -130,12 +175,13 @@ class DistillBlock(StageBlock):
             if entry.function not in LOSSES:
                 continue
             loss = LOSSES.load(entry.function)
-            if loss.teacher and self.teacher is None:
+            if loss.teacher and (self.teacher is None or self.teacher.kind == "api"):
                 yield (
                     ("loss_functions", index, "function"),
-                    f"{entry.function} compares with a teacher: give one, or use cross_entropy",
+                    f"{entry.function} compares with a teacher's distribution: give a teacher of kind hf, "
+                    "vllm or dataset, or use cross_entropy",
                 )
-            if loss.reads != "scores" and self.teacher is not None and self.teacher.kind != "hf":
+            elif loss.reads != "scores" and self.teacher is not None and self.teacher.kind != "hf":
                 yield (
                     ("loss_functions", index, "function"),
                     f"{entry.function} looks into the teacher, so teacher.kind must be hf",
@@ -148,6 +194,10 @@ class DistillBlock(StageBlock):
         found = {**plain, "loss_functions": kept or plain.get("loss_functions", [])}
         if not found.get("lmbda", 0.0) and not found.get("seq_kd", False):
             found.pop("generation", None)
+        if isinstance(found.get("generate"), dict):
+            found["generate"] = GenerateBlock.effective(found["generate"])
+        if isinstance(found.get("rationale"), dict):
+            found["rationale"] = RationaleBlock.effective(found["rationale"])
         return found
 
 

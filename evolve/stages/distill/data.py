@@ -10,12 +10,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from evolve.conversations import read_conversations
 from evolve.errors import UserError
+from evolve.generate.blocks import RationaleBlock
+from evolve.generate.rationale import with_rationale
 from evolve.statistics.corpus import shuffled, texts
 from evolve.training.pack import pack
 from evolve.training.rows import IGNORED, Rows
@@ -24,7 +26,7 @@ from evolve.training.seeds import seed_of
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
-    from evolve.conversations import Conversation
+    from evolve.generate.rationale import Example
     from evolve.weights.tokenizer import Tokenizer
 
 _LINES = frozenset({".jsonl", ".ndjson"})
@@ -38,11 +40,13 @@ class Document:
         tokens: At least two.
         labels: One a token, ``IGNORED`` where it does not count.
         bytes: Of its text.
+        reasons: Which tokens are reasons for an answer; None: none is.
     """
 
     tokens: tuple[int, ...]
     labels: tuple[int, ...]
     bytes: int
+    reasons: tuple[bool, ...] | None = None
 
     @property
     def prompt(self) -> int:
@@ -71,17 +75,36 @@ class Layout:
     seed: int = 0
 
 
-def read(path: Path | str, tokenizer: Tokenizer, max_length: int) -> tuple[list[Document], int]:
+def read(
+    path: Path | str,
+    tokenizer: Tokenizer,
+    max_length: int,
+    *,
+    rationale: RationaleBlock | None = None,
+    seed: int = 0,
+) -> tuple[list[Document], int]:
     """Return the documents of a file, and how many of them do not fit.
+
+    Args:
+        path: Conversations in JSONL, or text.
+        tokenizer: The student's.
+        max_length: Most tokens of a document.
+        rationale: What is done with the reasons in a conversation; None: they are left out.
+        seed: Of ``rationale.mode: shuffled``.
 
     Raises:
         UserError: The file cannot be read, or a conversation needs a chat template that the model lacks.
     """
     file = Path(path).expanduser()
     if file.suffix.lower() in _LINES:
-        parts = [(_parts(one, tokenizer), one.plain) for one in read_conversations(file)]
+        made = with_rationale(
+            RationaleBlock(mode="none") if rationale is None else rationale,
+            list(read_conversations(file)),
+            seed=seed,
+        )
+        parts = [(_parts(one, tokenizer), one.conversation.plain) for one in made.examples]
     else:
-        parts = [([(text, True)], True) for text in texts(file)]
+        parts = [([_Part(text)], True) for text in texts(file)]
     found = [_document(some, tokenizer, max_length, ends=plain) for some, plain in parts]
     kept = [one for one in found if one is not None]
     if not kept:
@@ -104,7 +127,7 @@ def rows_of(documents: Sequence[Document], layout: Layout, *, left_out: int = 0)
         found += [
             one.row
             for one in pack(
-                ((chosen[i].tokens, chosen[i].bytes, chosen[i].labels) for i in places),
+                ((one.tokens, one.bytes, one.labels, one.reasons) for one in (chosen[i] for i in places)),
                 layout.max_length,
                 packing=layout.packing,
             )
@@ -116,28 +139,44 @@ def rows_of(documents: Sequence[Document], layout: Layout, *, left_out: int = 0)
 
 
 def _document(
-    parts: Iterable[tuple[str, bool]], tokenizer: Tokenizer, max_length: int, *, ends: bool
+    parts: Sequence[_Part], tokenizer: Tokenizer, max_length: int, *, ends: bool
 ) -> Document | None:
-    texts_, marks = zip(*parts, strict=True)
     tokens: list[int] = list(tokenizer.front) if ends else []
     labels: list[int] = [IGNORED] * len(tokens)
-    for ids, counts in zip(tokenizer.encode(list(texts_)), marks, strict=True):
+    reasons = [False] * len(tokens)
+    for ids, part in zip(tokenizer.encode([part.text for part in parts]), parts, strict=True):
         tokens += ids
-        labels += ids if counts else [IGNORED] * len(ids)
+        labels += ids if part.counts else [IGNORED] * len(ids)
+        reasons += [part.reasons] * len(ids)
     if ends and tokenizer.end is not None:
         tokens.append(tokenizer.end)
         labels.append(tokenizer.end)
-    tokens, labels = tokens[:max_length], labels[:max_length]
+        reasons.append(False)
+    tokens, labels, reasons = tokens[:max_length], labels[:max_length], reasons[:max_length]
     if len(tokens) < 2 or all(label == IGNORED for label in labels[1:]):
         return None
-    return Document(tuple(tokens), tuple(labels), len("".join(texts_).encode()))
+    size = len("".join(part.text for part in parts).encode())
+    return Document(tuple(tokens), tuple(labels), size, tuple(reasons) if any(reasons) else None)
 
 
-def _parts(conversation: Conversation, tokenizer: Tokenizer) -> list[tuple[str, bool]]:
-    """Return the texts of a conversation in order, each with whether it counts."""
+class _Part(NamedTuple):
+    """A stretch of a document's text."""
+
+    text: str
+    counts: bool = True
+    reasons: bool = False
+
+
+def _parts(example: Example, tokenizer: Tokenizer) -> list[_Part]:
+    """Return the texts of a conversation in order."""
+    conversation = example.conversation
     messages = conversation.messages
+    # Reasons begin the last turn, where there are some.
+    reasons = messages[-1].content[: example.reasons[0].end] if example.reasons else ""
     if conversation.plain:
-        return [(one.content, one.role == "assistant") for one in messages]
+        *earlier, last = messages
+        turns = [_Part(one.content, one.role == "assistant") for one in earlier]
+        return [*turns, *_cut_at(reasons, last.content, counts=last.role == "assistant")]
     template = tokenizer.loaded
     if getattr(template, "chat_template", None) is None:
         raise UserError(
@@ -145,7 +184,7 @@ def _parts(conversation: Conversation, tokenizer: Tokenizer) -> list[tuple[str, 
             "the model one (chat_template of a merge stage), or write prompt and completion"
         )
     plain = [one.to_json() for one in messages]
-    found: list[tuple[str, bool]] = []
+    found: list[_Part] = []
     done = ""
     for place, message in enumerate(messages):
         if message.role != "assistant":
@@ -157,9 +196,21 @@ def _parts(conversation: Conversation, tokenizer: Tokenizer) -> list[tuple[str, 
                 f"{conversation.place}: the chat template changes earlier turns when a later one comes, so "
                 "what counts cannot be told: keep one answer a conversation"
             )
-        found += [(before[len(done) :], False), (whole[len(before) :], True)]
+        answer = whole[len(before) :]
+        ends = place == len(messages) - 1
+        found += [_Part(before[len(done) :], False), *_cut_at(reasons if ends else "", answer)]
         done = whole
     return found
+
+
+def _cut_at(reasons: str, answer: str, *, counts: bool = True) -> list[_Part]:
+    """Return an answer as its reasons and the rest; a template may put something in front of them."""
+    begin = answer.find(reasons)
+    if not reasons or begin < 0:
+        return [_Part(answer, counts)]
+    end = begin + len(reasons)
+    parts = (_Part(answer[:begin], counts), _Part(reasons, counts, True), _Part(answer[end:], counts))
+    return [part for part in parts if part.text]
 
 
 def _rendered(template: Any, messages: Sequence[dict[str, str]], *, start: bool) -> str:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from evolve.errors import CandidateError
 from evolve.stages.distill.across import across_loss
 from evolve.stages.distill.alignment import translate
@@ -13,11 +15,13 @@ from evolve.stages.distill.forward import forward
 from evolve.stages.distill.generation import row_of, student_rollouts
 from evolve.stages.distill.objective import distillation_loss
 from evolve.stages.distill.teachers.base import batch_of
+from evolve.training.rows import IGNORED
 from evolve.training.seeds import seed_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from numpy.typing import NDArray
     from torch import Tensor
 
     from evolve.stages.distill.across import Meeting
@@ -76,6 +80,7 @@ class Learner:
         writing: Who writes.
         projections: Between hidden states of different widths.
         crossing: Where the teacher has another tokenizer; None: it has the student's.
+        reasons: Weight of tokens that are reasons for an answer.
     """
 
     terms: Sequence[Term]
@@ -85,6 +90,7 @@ class Learner:
     writing: Writing
     projections: Mapping[Pair, Tensor] = field(default_factory=dict)
     crossing: Crossing | None = None
+    reasons: float = 1.0
 
     def prepare(self, network: Any, rows: Sequence[Row], *, step: int) -> Sequence[Row]:
         """Return the rows as they stand, or with completions that the student or the teacher writes."""
@@ -114,10 +120,7 @@ class Learner:
         self, network: Any, rows: Sequence[Row], *, num_items: int
     ) -> tuple[Tensor, Mapping[str, float]]:
         """Return the loss of a part of a step, and each of its terms."""
-        import numpy as np
         import torch
-
-        from evolve.training.rows import IGNORED
 
         batch = batch_of(rows)
         marks = np.full(batch.shape, IGNORED, np.int64)
@@ -130,16 +133,37 @@ class Learner:
         if self.crossing is not None and self.teacher is not None and reads:
             return self._across(student, batch, torch.from_numpy(marks).to(device), num_items)
         teacher = self.teacher.signals(batch, **wanted) if self.teacher is not None and reads else None
-        losses = distillation_loss(
-            self.terms,
-            student,
-            teacher,
-            torch.from_numpy(marks).to(device),
-            num_items=num_items,
-            vocabulary=self.vocabulary,
-            projections=self.projections,
-        )
-        return losses.total, self._named(losses)
+        total: Tensor | None = None
+        numbers: dict[str, float] = {}
+        for name, weight, counted in self._split(rows, marks):
+            losses = distillation_loss(
+                self.terms,
+                student,
+                teacher,
+                torch.from_numpy(counted).to(device),
+                num_items=num_items,
+                vocabulary=self.vocabulary,
+                projections=self.projections,
+            )
+            total = weight * losses.total if total is None else total + weight * losses.total
+            numbers |= {f"{name}{key}": value for key, value in self._named(losses).items()}
+        assert total is not None
+        return total, numbers
+
+    def _split(
+        self, rows: Sequence[Row], marks: NDArray[np.int64]
+    ) -> list[tuple[str, float, NDArray[np.int64]]]:
+        """Return labels with their weight: all, or those of answers and those of reasons apart."""
+        if self.reasons == 1.0 or all(row.reasons is None for row in rows):
+            return [("", 1.0, marks)]
+        why = np.zeros(marks.shape, np.bool_)
+        for place, row in enumerate(rows):
+            if row.reasons is not None:
+                why[place, : len(row)] = row.reasons
+        apart = [("", 1.0, np.where(why, IGNORED, marks))]
+        if self.reasons:
+            apart.append(("reasons_", self.reasons, np.where(why, marks, IGNORED)))
+        return apart
 
     def _across(
         self, student: Signals, batch: Batch, labels: Tensor, num_items: int

@@ -34,7 +34,7 @@ def open_teacher(
     from evolve.stages.distill.teachers.base import Opening
 
     needed = any(term.loss.teacher for term in terms) or block.seq_kd
-    if block.teacher is None or not needed:
+    if block.teacher is None or block.teacher.kind == "api" or not needed:
         return None
     temperatures = {term.temperature for term in terms if term.loss.teacher and term.loss.reads == "scores"}
     if len(temperatures) > 1 and block.teacher.kind != "hf":
@@ -46,12 +46,12 @@ def open_teacher(
     import torch
 
     opening = Opening(
-        models.get(getattr(block.teacher, "model", "")),
+        models.get(block.named_teacher or ""),
         tokenizer,
         temperature=temperatures.pop() if len(temperatures) == 1 else 1.0,
         device=device,
         threads=torch.get_num_threads(),
-        max_length=block.dataset.max_length,
+        max_length=block.layout.max_length,
     )
     return TEACHERS.load(block.teacher.kind)(block.teacher, opening)
 

@@ -7,10 +7,11 @@ import logging
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
+from evolve.config.values import DataFile
 from evolve.errors import CandidateError, ModelError, UserError
+from evolve.generate.blocks import ApiTeacher
 from evolve.registry import LOSSES
 from evolve.stages.distill.block import DistillBlock
-from evolve.stages.distill.opening import crossing, open_projections, open_teacher
 from evolve.stages.distill.terms import Term
 from evolve.stages.kept import LOG, stage_key, trained
 
@@ -43,7 +44,7 @@ class DistillStage:
     def inputs(block: StageBlock) -> tuple[str, ...]:
         """Return the student, then the teacher where it is a model."""
         distill = cast("DistillBlock", block)
-        names = [distill.model, getattr(distill.teacher, "model", None)]
+        names = [distill.model, distill.named_teacher]
         return tuple(dict.fromkeys(name for name in names if name is not None))
 
     @staticmethod
@@ -52,14 +53,14 @@ class DistillStage:
         distill = cast("DistillBlock", block)
         found: list[tuple[str, str]] = []
         student = models[str(distill.model)]
-        name = getattr(distill.teacher, "model", None)
+        name = distill.named_teacher
         try:
             tokenizer = _tokenizer(student)
             if name is not None:
                 found += _meeting_problems(distill, tokenizer, _tokenizer(models[name]))
         except ModelError as error:
             found.append(("model", str(error)))
-        return [*found, *_data_problems(distill.dataset.path)]
+        return [*found, *(_data_problems(distill.dataset.path) if distill.dataset else [])]
 
     @staticmethod
     def outline(block: StageBlock, models: Mapping[str, Model]) -> Model:
@@ -82,21 +83,27 @@ class DistillStage:
         distill = cast("DistillBlock", block)
         plain = type(distill).effective(distill.model_dump(exclude_none=True))
         inputs = {name: models[name] for name in DistillStage.inputs(block)}
-        key = stage_key("distill", _VERSION, plain, inputs, seed)
         own = seed if distill.seed is None else distill.seed
         try:
-            return trained(key, lambda work: _train(distill, models, own, work))
+            text = _text(distill)
+            if distill.generate is not None:
+                # What was written decides, not who was asked and how.
+                plain = {key: value for key, value in plain.items() if key not in ("generate", "teacher")}
+                plain["written"] = text.content
+            key = stage_key("distill", _VERSION, plain, inputs, seed)
+            return trained(key, lambda work: _train(distill, models, text.path, own, work))
         except (UserError, ValueError) as error:
             raise CandidateError("build", f"distill: {error}") from error
 
 
 def _train(
-    block: DistillBlock, models: Mapping[str, Model], seed: int, work: Path
+    block: DistillBlock, models: Mapping[str, Model], text: str, seed: int, work: Path
 ) -> tuple[Model, Mapping[str, str]]:
     from evolve.stages.distill.data import Layout, read, rows_of
     from evolve.stages.distill.forward import head_rule
     from evolve.stages.distill.generation import Generation
     from evolve.stages.distill.learner import Learner, Writing
+    from evolve.stages.distill.opening import crossing, open_projections, open_teacher
     from evolve.stages.distill.terms import make_terms
     from evolve.training.network import open_trainee, trained_model
     from evolve.training.seeds import seed_of
@@ -104,8 +111,10 @@ def _train(
 
     student = models[str(block.model)]
     tokenizer = _tokenizer(student)
-    data = block.dataset
-    documents, left_out = read(data.path, tokenizer, data.max_length)
+    data = block.layout
+    documents, left_out = read(
+        text, tokenizer, data.max_length, rationale=block.rationale, seed=seed_of(seed, "reasons")
+    )
     layout = Layout(
         data.max_length, data.max_tokens, data.packing, _whole(block.training_args.num_train_epochs), seed
     )
@@ -130,9 +139,12 @@ def _train(
         )
         projections = open_projections(trainee.network, teacher, terms, seed)
         size = max(tokenizer.size, 1)
-        known = models.get(getattr(block.teacher, "model", "")) if teacher is not None else None
+        reasons = 1.0 if block.rationale is None else float(cast("float", block.rationale.weight))
+        known = models.get(block.named_teacher or "") if teacher is not None else None
         across = None if known is None else crossing(block, terms, tokenizer, _tokenizer(known))
-        learner = Learner(terms, teacher, head_rule(trainee.network), size, writing, projections, across)
+        learner = Learner(
+            terms, teacher, head_rule(trainee.network), size, writing, projections, across, reasons
+        )
         history = train(
             trainee.network,
             rows.rows,
@@ -148,6 +160,21 @@ def _train(
     return trained_model(trainee, block.dtype), {LOG: json.dumps(report)}
 
 
+def _text(block: DistillBlock) -> DataFile:
+    """Return the file of the text; where a teacher is to write it, it is asked for what is not there yet."""
+    if block.generate is None or not isinstance(block.teacher, ApiTeacher):
+        assert block.dataset is not None
+        return block.dataset
+    from evolve.generate.run import generate
+    from evolve.weights.files import cache_folder
+
+    made = generate(block.generate, block.teacher, folder=cache_folder("generated"))
+    for warning in made.warnings:
+        logger.warning("distill: %s", warning)
+    logger.info("distill: the teacher wrote %d rows, %d answers asked for now", made.rows, made.asked)
+    return DataFile(path=str(made.path), content=made.content)
+
+
 def _tokenizer(model: Model) -> Tokenizer:
     from evolve.weights.tokenizer import load_tokenizer
 
@@ -156,6 +183,8 @@ def _tokenizer(model: Model) -> Tokenizer:
 
 def _meeting_problems(block: DistillBlock, student: Tokenizer, teacher: Tokenizer) -> list[tuple[str, str]]:
     """Return why a teacher with another tokenizer cannot teach; nothing where it can."""
+    from evolve.stages.distill.opening import crossing
+
     if student.ids == teacher.ids:
         return []
     if block.seq_kd is not False:

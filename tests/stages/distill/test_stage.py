@@ -215,7 +215,7 @@ def test_what_does_not_fit_is_refused(home: Path) -> None:
     assert DistillStage.check(block(home, teacher=other), models) == []
     entries = [{"function": "kl", "weight": 0.0}]
     assert any("all weights are 0" in text for _, text in block(home, loss_functions=entries).problems())
-    assert any("give one" in text for _, text in block(home, teacher=None).problems())
+    assert any("give a teacher of kind hf" in text for _, text in block(home, teacher=None).problems())
     assert any("packing: false" in text for _, text in block(home, lmbda=0.5).problems())
     wrong = [{"function": "kl", "temperature": {"low": -1.0, "high": 2.0}}]
     assert any("above 0" in text for _, text in block(home, loss_functions=wrong).problems())

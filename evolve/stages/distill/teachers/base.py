@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
-import numpy as np
-
 from evolve.config.values import Block
 from evolve.errors import CandidateError
 
@@ -65,6 +63,7 @@ def batch_of(rows: Sequence[Row], *, width: int | None = None, device: str = "cp
     Raises:
         ValueError: A row is longer than the width.
     """
+    import numpy as np
     import torch
 
     longest = max(len(row) for row in rows)

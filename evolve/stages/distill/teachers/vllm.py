@@ -14,7 +14,6 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-import numpy as np
 from pydantic import Field
 
 from evolve.config.values import SearchInt  # noqa: TC001 - pydantic reads it at run time.
@@ -24,6 +23,7 @@ from evolve.stages.distill.teachers.base import TeacherBlock
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+    import numpy as np
     from numpy.typing import NDArray
 
     from evolve.stages.distill.generation import Completion, Generation
@@ -80,6 +80,7 @@ class VllmTeacher:
 
     def signals(self, batch: Batch, *, hidden: bool = False, attentions: bool = False) -> Signals:
         """Return the k best tokens of every document."""
+        import numpy as np
         import torch
         from vllm import SamplingParams, TokensPrompt
 
@@ -190,6 +191,8 @@ def best_by_rank(found: Any, k: int) -> list[tuple[NDArray[np.int64], NDArray[np
     The server puts the token that stands there before them; it is dropped unless it is among the k itself.
     Its log-probability is not lost where it matters: it is then one of the others.
     """
+    import numpy as np
+
     answers = []
     for begin, end in zip(found.start_indices, found.end_indices, strict=True):
         best: dict[int, float] = {}
