@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -13,21 +14,38 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
+    from evolve.registry import Registry
+
+
+PARTS = {
+    "losses": ("LOSSES", "loss"),
+    "teachers": ("TEACHERS", "teacher"),
+    "styles": ("STYLES", "style"),
+    "verifiers": ("VERIFIERS", "verifier"),
+    "filters": ("FILTERS", "filter"),
+    "regularizers": ("REGULARIZERS", "regularizer"),
+    "selectors": ("SELECTORS", "selector"),
+    "initialisers": ("INITIALISERS", "initialiser"),
+}
+"""Parts of stages: the kind to its table in the registry, and what one of them is called."""
+
 
 @click.command()
 @click.argument(
     "kind",
-    type=click.Choice(["methods", "samplers", "scorers", "engines", "spaces", "runs"]),
+    type=click.Choice(["methods", "stages", *PARTS, "samplers", "scorers", "engines", "spaces", "runs"]),
     default="runs",
 )
 @runs_option
 @format_option
 def ls(kind: str, runs: Path, style: str) -> None:
-    """List methods, samplers, scorers, engines, spaces or runs."""
+    """List what there is to choose from: methods, stages and their parts, samplers, spaces, runs."""
     if kind == "methods":
         _methods(style)
         return
     listers: dict[str, Callable[[], list[dict[str, Any]]]] = {
+        "stages": lambda: _named("STAGES", "stage"),
+        **{kind: partial(_named, table, one) for kind, (table, one) in PARTS.items()},
         "samplers": _samplers,
         "scorers": _scorers,
         "engines": _engines,
@@ -55,6 +73,20 @@ def _methods(style: str) -> None:
         print_csv(list(flat(methods)))
     else:
         print_rich(*tables(methods))
+
+
+def _named(table: str, one: str) -> list[dict[str, Any]]:
+    """Return the names of a table of the registry, with what each is and where it is from."""
+    import evolve.registry
+
+    known: Registry[Any] = getattr(evolve.registry, table)
+    rows = []
+    for name in known.names():
+        thing = known.load(name)
+        row = {one: name, "about": _about(thing)}
+        rows.append(row | ({"paper": thing.paper} if getattr(thing, "paper", None) else {}))
+    columns = dict.fromkeys(key for row in rows for key in row)
+    return [{key: row.get(key) for key in columns} for row in rows]
 
 
 def _samplers() -> list[dict[str, Any]]:
