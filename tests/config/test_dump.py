@@ -87,7 +87,8 @@ def test_the_json_schema_is_one_and_knows_the_stages() -> None:
     schema = json_schema()
     jsonschema.Draft202012Validator.check_schema(schema)
     assert schema["$schema"].endswith("2020-12/schema")
-    merge = schema["properties"]["pipeline"]["items"]["oneOf"][0]["properties"]["merge"]
+    stages = [entry["properties"] for entry in schema["properties"]["pipeline"]["items"]["oneOf"]]
+    [merge] = [entry["merge"] for entry in stages if "merge" in entry]
     block = schema["$defs"][merge["$ref"].rpartition("/")[2]]
     assert "ties" in block["properties"]["merge_method"]["enum"]
     assert block["properties"]["enabled"]["description"]

@@ -7,8 +7,6 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from evolve.errors import ModelError, UserError
 from evolve.stages.vocab.block import VocabBlock, bounds
 from evolve.stages.vocab.choice import Chosen, Request, Source, choose, documents
@@ -114,6 +112,8 @@ def _loaded(files: Files, stamp: tuple[Any, ...], config: str) -> tuple[Tokenize
 # The values of a gene that says how many are few, and an answer holds maps and files, no weights.
 @lru_cache(maxsize=8)
 def _extension(files: Files, stamp: tuple[Any, ...], config: str, wanted: Settings) -> Extension:
+    import numpy as np
+
     from evolve.weights.bpe import extended
 
     tokenizer, bpe = _loaded(files, stamp, config)
@@ -139,6 +139,8 @@ def too_few(chosen: Chosen, wanted: Settings) -> str:
 
 
 def _pieces(merges: Sequence[tuple[str, str]], bpe: Bpe) -> tuple[Mixture, ...]:
+    import numpy as np
+
     ids = {token: number for number, token in enumerate(bpe.tokens) if token}
     found: dict[str, tuple[int, ...]] = {}
     for left, right in merges:
@@ -157,6 +159,8 @@ def contexts_of(files: Files, stamp: tuple[Any, ...], config: str, wanted: Setti
     Raises:
         UserError: The dataset cannot be read.
     """
+    import numpy as np
+
     from evolve.stages.vocab.contexts import nearest
 
     extension = _extension(files, stamp, config, wanted)

@@ -8,8 +8,6 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, NoReturn
 
-import numpy as np
-
 from evolve.errors import CandidateError, ModelError
 from evolve.registry import INITIALISERS
 from evolve.stages.vocab.initialisers.base import NewTokens
@@ -175,5 +173,7 @@ def _grown(table: Tensor, size: int, first: int, new: NewTokens, rule: Rule) -> 
 
 
 def _key(seed: int, name: str, token: str) -> int:
+    import numpy as np
+
     digest = hashlib.sha256(f"{seed}\0{name}\0{token}".encode()).digest()
     return int(np.frombuffer(digest[:8], "<u8")[0])

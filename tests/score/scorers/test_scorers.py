@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from typing import TYPE_CHECKING, Any
 
@@ -132,12 +133,17 @@ def test_scorers_and_weights_make_the_objective(engine: Engine, file: Path) -> N
 
 @pytest.mark.parametrize("kind", SCORERS.names())
 def test_every_scorer_keeps_the_contract(
-    kind: str, engine: Engine, file: Path, monkeypatch: pytest.MonkeyPatch
+    kind: str, engine: Engine, folder: Path, file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(file.parent / "cache"))
+    prompts = (json.dumps({"text": f"the hen and rat {number}"}) + "\n" for number in range(12))
+    (file.parent / "prompts.jsonl").write_text("".join(prompts))
     (file.parent / "text.txt").write_text("".join(f"line {number}\n" for number in range(40)))
     blocks = {
         "bits_per_byte": {"path": "text.txt", "chunk_bytes": 30},
         "python": {"function": "scores.py:score", "metric": "each"},
+        "kl_to_teacher": {"model": str(folder), "path": "text.txt", "chunk_bytes": 30},
+        "speculative": {"target": str(folder), "prompts": "prompts.jsonl", "max_new_tokens": 4},
     }
     monkeypatch.chdir(file.parent)
     settings = config({kind: blocks.get(kind, {})}, holdout=4)
