@@ -20,7 +20,10 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from evolve.config.values import StageBlock
+    from evolve.stages.distill.learner import Learner
+    from evolve.stages.distill.teachers.base import Teacher
     from evolve.stages.memo import Memo
+    from evolve.training.rows import Rows
     from evolve.weights.model import Model
     from evolve.weights.tokenizer import Tokenizer
 
@@ -99,11 +102,7 @@ class DistillStage:
 def _train(
     block: DistillBlock, models: Mapping[str, Model], text: str, seed: int, work: Path
 ) -> tuple[Model, Mapping[str, str]]:
-    from evolve.stages.distill.data import Layout, read, rows_of
-    from evolve.stages.distill.forward import head_rule
-    from evolve.stages.distill.generation import Generation
-    from evolve.stages.distill.learner import Learner, Writing
-    from evolve.stages.distill.opening import crossing, open_projections, open_teacher
+    from evolve.stages.distill.opening import open_teacher
     from evolve.stages.distill.terms import make_terms
     from evolve.training.network import open_trainee, trained_model
     from evolve.training.seeds import seed_of
@@ -111,53 +110,70 @@ def _train(
 
     student = models[str(block.model)]
     tokenizer = _tokenizer(student)
-    data = block.layout
-    documents, left_out = read(
-        text, tokenizer, data.max_length, rationale=block.rationale, seed=seed_of(seed, "reasons")
-    )
-    layout = Layout(
-        data.max_length, data.max_tokens, data.packing, _whole(block.training_args.num_train_epochs), seed
-    )
-    rows = rows_of(documents, layout, left_out=left_out)
+    rows = _rows(block, text, tokenizer, seed)
     logger.info("distill: %s", ", ".join(f"{value} {key}" for key, value in rows.counts.items()))
     terms = make_terms([entry.plain() for entry in block.loss_functions])
     device = _device()
+    adapters = seed_of(seed, "adapters")
     trainee = open_trainee(
-        student,
-        peft=block.peft_config,
-        frozen=block.frozen_res,
-        seed=seed_of(seed, "adapters"),
-        device=device,
+        student, peft=block.peft_config, frozen=block.frozen_res, seed=adapters, device=device
     )
     if any(term.loss.reads == "attentions" for term in terms):
         trainee.network.set_attn_implementation("eager")
     teacher = open_teacher(block, models, terms, tokenizer, device)
     try:
-        settings = Generation(**dict(block.generation))
-        writing = Writing(
-            float(cast("float", block.lmbda)), bool(block.seq_kd), settings, data.max_length, seed
-        )
-        projections = open_projections(trainee.network, teacher, terms, seed)
-        size = max(tokenizer.size, 1)
-        reasons = 1.0 if block.rationale is None else float(cast("float", block.rationale.weight))
-        known = models.get(block.named_teacher or "") if teacher is not None else None
-        across = None if known is None else crossing(block, terms, tokenizer, _tokenizer(known))
-        learner = Learner(
-            terms, teacher, head_rule(trainee.network), size, writing, projections, across, reasons
-        )
-        history = train(
-            trainee.network,
-            rows.rows,
-            learner,
-            Settings(block.training_args, seed_of(seed, "training"), work, block.name or "distill"),
-        )
+        learner = _learner(block, models, terms, teacher, trainee.network, seed)
+        settings = Settings(block.training_args, seed_of(seed, "training"), work, block.name or "distill")
+        history = train(trainee.network, rows.rows, learner, settings)
     finally:
         if teacher is not None:
             teacher.close()
-    if projections:
+    if learner.projections:
         del trainee.network.evolve_projections
     report = {"stage": "distill", "data": dict(rows.counts), **history.as_plain()}
     return trained_model(trainee, block.dtype), {LOG: json.dumps(report)}
+
+
+def _rows(block: DistillBlock, text: str, tokenizer: Tokenizer, seed: int) -> Rows:
+    from evolve.stages.distill.data import Layout, read, rows_of
+    from evolve.training.seeds import seed_of
+
+    data = block.layout
+    shuffle = seed_of(seed, "reasons")
+    documents, left_out = read(text, tokenizer, data.max_length, rationale=block.rationale, seed=shuffle)
+    epochs = _whole(block.training_args.num_train_epochs)
+    layout = Layout(data.max_length, data.max_tokens, data.packing, epochs, seed)
+    return rows_of(documents, layout, left_out=left_out)
+
+
+def _learner(
+    block: DistillBlock,
+    models: Mapping[str, Model],
+    terms: tuple[Term, ...],
+    teacher: Teacher | None,
+    network: Any,
+    seed: int,
+) -> Learner:
+    """Return the objective; projections that it needs become a part of the network."""
+    from evolve.stages.distill.forward import head_rule
+    from evolve.stages.distill.generation import Generation
+    from evolve.stages.distill.learner import Learner, Writing
+    from evolve.stages.distill.opening import crossing, open_projections
+
+    tokenizer = _tokenizer(models[str(block.model)])
+    known = models.get(block.named_teacher or "") if teacher is not None else None
+    settings = Generation(**dict(block.generation))
+    lmbda = float(cast("float", block.lmbda))
+    return Learner(
+        terms,
+        teacher,
+        head_rule(network),
+        max(tokenizer.size, 1),
+        Writing(lmbda, bool(block.seq_kd), settings, block.layout.max_length, seed),
+        open_projections(network, teacher, terms, seed),
+        None if known is None else crossing(block, terms, tokenizer, _tokenizer(known)),
+        1.0 if block.rationale is None else float(cast("float", block.rationale.weight)),
+    )
 
 
 def _text(block: DistillBlock) -> DataFile:
