@@ -39,7 +39,7 @@ PARTS = {
 @runs_option
 @format_option
 def ls(kind: str, runs: Path, style: str) -> None:
-    """List what there is to choose from: methods, stages and their parts, samplers, spaces, runs."""
+    """List methods, losses, samplers, spaces, runs and more."""
     if kind == "methods":
         _methods(style)
         return
