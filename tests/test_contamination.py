@@ -6,6 +6,7 @@ import json
 
 import pytest
 
+from evolve import contamination
 from evolve.config.load import load
 from evolve.errors import ConfigError
 from evolve.validation import check
@@ -74,3 +75,21 @@ def test_items_that_share_nothing(tmp_path):
     rewrite(tmp_path, unique)
     found = check(load(config), runs=tmp_path / "runs")
     assert found.overlaps == () and not any("share text" in warning for warning in found.warnings)
+
+
+def test_a_copied_item_is_found_in_conversations_too(tmp_path):
+    config = make_search(tmp_path)
+    rewrite(tmp_path, unique)
+    asked = (unique(index, {"question": ""})["question"] for index in range(60))
+    lines = (json.dumps({"messages": [{"role": "user", "content": text}]}) for text in asked)
+    (tmp_path / "talk.jsonl").write_text("\n".join(lines))
+    distill = {
+        "model": "one",
+        "dataset": {"path": str(tmp_path / "talk.jsonl")},
+        "loss_functions": [{"function": "cross_entropy"}],
+        "training_args": {"learning_rate": {"low": 1e-5, "high": 1e-3}},
+    }
+    loaded = load(config, [f"pipeline={json.dumps([{'distill': distill}])}"])
+    [(path, documents)] = contamination.corpora(loaded)
+    assert path == str(tmp_path / "talk.jsonl")
+    assert sum("word19" in text for text in documents) == 60
