@@ -7,8 +7,6 @@ seed, the version of the stage and the kind of device; neither names of files no
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import logging
 import os
 import shutil
@@ -18,9 +16,10 @@ from typing import TYPE_CHECKING, Any
 from evolve.errors import CandidateError, UserError
 from evolve.types import content_hash, without_paths
 from evolve.weights.files import cache_folder
+from evolve.weights.locked import locked
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Mapping
     from pathlib import Path
 
     from evolve.weights.model import Model
@@ -103,7 +102,7 @@ def trained(key: str, make: Callable[[Path], tuple[Model, Mapping[str, str]]]) -
 
     home = _home()
     out, work = home / key, home / f"{key}.work"
-    with _locked(home / f"{key}.lock"):
+    with locked(home / f"{key}.lock"):
         if not out.exists():
             try:
                 model, extra = make(work)
@@ -153,33 +152,8 @@ def _prune(home: Path, *, keep: str) -> None:
     for path in sorted(sizes, key=lambda one: one.stat().st_mtime):
         if whole <= limit or path.name == keep:
             continue
-        with _free(home / f"{path.name}.lock") as free:
+        with locked(home / f"{path.name}.lock", wait=False) as free:
             if free:
                 # Maps of its files stay readable for who has them.
                 shutil.rmtree(path, ignore_errors=True)
                 whole -= sizes[path]
-
-
-@contextlib.contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Hold a lock that dies with its process."""
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)
-
-
-@contextlib.contextmanager
-def _free(path: Path) -> Iterator[bool]:
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            yield False
-        else:
-            yield True
-    finally:
-        os.close(descriptor)

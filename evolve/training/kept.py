@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import os
 from typing import TYPE_CHECKING, Any
 
 from evolve.errors import UserError
 from evolve.types import content_hash
 from evolve.weights.files import cache_folder
+from evolve.weights.locked import locked
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Mapping
     from pathlib import Path
 
 _VERSION = 1
@@ -42,7 +41,7 @@ def kept(kind: str, key: Mapping[str, Any], suffix: str, write: Callable[[Path],
         return path
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with _locked(path.with_suffix(".lock")):
+        with locked(path.with_suffix(".lock")):
             for stale in folder.glob(f".{path.name}.*"):
                 stale.unlink(missing_ok=True)
             if not path.exists():
@@ -60,14 +59,3 @@ def kept(kind: str, key: Mapping[str, Any], suffix: str, write: Callable[[Path],
             "set XDG_CACHE_HOME to another folder"
         ) from error
     return path
-
-
-@contextlib.contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Hold a lock that dies with its process. The empty file stays: removing it would let two hold it."""
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from itertools import zip_longest
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
@@ -112,10 +111,11 @@ class DistillBlock(StageBlock):
     def problems(self) -> list[tuple[tuple[str | int, ...], str]]:
         """Return what the types cannot say."""
         found: list[tuple[tuple[str | int, ...], str]] = []
-        for key, low, high in (("lmbda", 0.0, 1.0),):
-            for value in ends(getattr(self, key)):
-                if not low <= value <= high:
-                    found.append(((key,), f"{key} must be between {low:g} and {high:g}, got {value:g}"))
+        found += [
+            (("lmbda",), f"lmbda is a share: it must be between 0 and 1, got {value:g}")
+            for value in ends(self.lmbda)
+            if not 0 <= value <= 1
+        ]
         found += [(("training_args", *path), message) for path, message in self.training_args.problems()]
         if self.peft_config is not None:
             found += [(("peft_config", *path), message) for path, message in self.peft_config.problems()]
@@ -202,24 +202,20 @@ class DistillBlock(StageBlock):
 
 
 def _corners(entries: list[dict[str, Any]]) -> Iterator[list[Mapping[str, Any]]]:
-    """Yield the entries with every range at one of its values: enough of them that each value is seen.
+    """Yield the entries with every range at its largest value, then with one of them at another value.
 
-    The largest weights come first: a range that reaches 0 says nothing about all weights being 0.
+    A weight whose range reaches 0 says nothing about all weights being 0, so that end is left out.
     """
-    numbers = [
-        {key: sorted(ends_of(value), reverse=True) for key, value in entry.items() if ends_of(value)}
+    top = [
+        {**entry, **{key: max(ends_of(value)) for key, value in entry.items() if ends_of(value)}}
         for entry in entries
     ]
-    columns = [[(key, value) for value in values] for one in numbers for key, values in one.items()]
-    for corner in zip_longest(*columns) if columns else [()]:
-        filled: list[Mapping[str, Any]] = []
-        rest = iter(corner)
-        for entry, known in zip(entries, numbers, strict=True):
-            given = {key: (next(rest) or (key, known[key][0]))[1] for key in known}
-            if "weight" in given and len(known["weight"]) > 1 and given["weight"] == 0:
-                given["weight"] = known["weight"][0]
-            filled.append({**entry, **given})
-        yield filled
+    yield list(top)
+    for index, entry in enumerate(entries):
+        for key, value in entry.items():
+            for end in ends_of(value):
+                if not (key == "weight" and end == 0):
+                    yield [*top[:index], {**top[index], key: end}, *top[index + 1 :]]
 
 
 def ends_of(value: Any) -> list[float]:
