@@ -185,6 +185,10 @@ def _text(block: DistillBlock) -> DataFile:
     from evolve.weights.files import cache_folder
 
     made = generate(block.generate, block.teacher, folder=cache_folder("generated"))
+    limited = block.generate.budget.tokens is not None or block.generate.budget.usd is not None
+    if not made.complete and not limited:
+        # A budget ends it with what there is; a server that fails must not decide what is trained on.
+        raise UserError(f"{'; '.join(made.warnings)}. The same command asks for the rest")
     for warning in made.warnings:
         logger.warning("distill: %s", warning)
     logger.info("distill: the teacher wrote %d rows, %d answers asked for now", made.rows, made.asked)

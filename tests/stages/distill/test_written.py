@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from evolve.errors import CandidateError
 from evolve.stages.distill.block import DistillBlock
 from evolve.stages.distill.data import Layout, read, rows_of
 from evolve.stages.distill.stage import DistillStage
@@ -15,7 +16,7 @@ from evolve.training.rows import IGNORED
 from evolve.weights.content import content_of
 from evolve.weights.reader import open_model
 from evolve.weights.tokenizer import load_tokenizer
-from tests.generate.server import serving
+from tests.generate.server import Fault, serving
 from tests.tiny import make_model
 
 if TYPE_CHECKING:
@@ -73,6 +74,20 @@ def test_a_teacher_writes_once_what_every_candidate_reads(student: Model, tmp_pa
     assert log[0]["loss"] == pytest.approx(
         log[0]["cross_entropy"] + 0.5 * log[0]["reasons_cross_entropy"], rel=1e-4
     )
+
+
+def test_a_server_that_fails_does_not_decide_what_is_trained_on(student: Model, tmp_path: Path) -> None:
+    lines = [json.dumps({"prompt": f"say the {word}"}) for word in ("hen", "rat", "sea", "net")]
+    (tmp_path / "prompts.jsonl").write_text("\n".join(lines))
+
+    def fault(body: dict[str, Any], number: int) -> Fault | None:
+        return Fault("status") if "rat" in str(body["prompt"]) else None
+
+    with serving(reply=reply, fault=fault) as server:
+        teacher = {"kind": "api", "base_url": server.url, "model": "big", "endpoint": "completions"}
+        failing = block(server.url, tmp_path, teacher={**teacher, "max_tries": 1})
+        with pytest.raises(CandidateError, match="The same command asks for the rest"):
+            DistillStage.run(failing, {"student": student}, seed=0)
 
 
 def test_reasons_are_marked_token_by_token(student: Model, tmp_path: Path) -> None:
