@@ -233,6 +233,8 @@ def _seconds(
     share, loads = _asked(loaded.config.search)
     baselines = len(loaded.config.models) + 1
     finalists = baselines + min(score.holdout.top, trials) if score and score.holdout.items else 0
+    if score and score.holdout.items:
+        finalists += score.holdout.seeds - 1 + score.holdout.ablations * len(loaded.stages)
     return trials * (loads * load + share * (search - load)) + baselines * search + finalists * holdout
 
 

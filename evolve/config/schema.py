@@ -83,6 +83,11 @@ class HoldoutConfig(Block):
     top: int = Field(default=5, ge=1)
     """So many of the best candidates are scored on it. With more than one, the winner is chosen on one half
     of the items and reported on the other."""
+    seeds: int = Field(default=3, ge=1)
+    """A winner that draws at random (masks, training) is built with so many seeds, its own among them: the
+    interval over items describes one draw. 1: its own alone."""
+    ablations: bool = False
+    """Whether a winner of several stages is built again without each of them, to show which stages pay."""
 
 
 class RetentionConfig(Block):

@@ -249,3 +249,8 @@ class StageBlock(Block):
         Recipes of one effect are one recipe: what is switched off inside a block must not tell them apart.
         """
         return plain
+
+    @classmethod
+    def draws(cls, plain: Mapping[str, Any]) -> bool:
+        """Return whether the result of a plain block, every value fixed, depends on its seed."""
+        return True

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from evolve.report import sources
+from evolve.report import sources, variants
 from evolve.report.numbers import finite
 from evolve.report.text import POINT, verdict
 from evolve.types import outcome_to_json
@@ -50,7 +50,7 @@ def to_json(summary: Summary, *, items: bool = False) -> dict[str, Any]:
             {"model": one.model, "name": one.name, "values": list(one.values)} for one in summary.profiles
         ],
         "overlaps": [dict(one) for one in summary.overlaps],
-        "random": list(summary.random),
+        "variants": variants.to_json(summary.variants),
         "tasks": {
             task: {"metric": metric, "weight": weight} for task, (metric, weight) in summary.tasks.items()
         },

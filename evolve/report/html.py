@@ -7,7 +7,7 @@ from html import escape
 from typing import TYPE_CHECKING
 
 from evolve import __version__
-from evolve.report import charts, numbers, sources, text
+from evolve.report import charts, numbers, sources, text, variants
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -57,6 +57,7 @@ def page(summary: Summary, *, recipe: str = "", commands: Sequence[str] = ()) ->
         _section("Best, parents and average", _comparison(summary, split)),
         _section("Models against results", _sources(summary, split)),
         _section("The last choice", _final(summary)),
+        _section("Which stages pay", _stages(summary)),
         _section("How the search went", _search(summary)),
         _section("Best candidates", _top(summary)),
         _section("Failures", _failures(summary)),
@@ -121,6 +122,12 @@ def _final(summary: Summary) -> str:
     header, cells = text.final_rows(summary)
     best = [row[0].endswith("(winner)") for row in cells]
     return f'<p class="soft">{escape(note)}</p>{_table(header, cells, best=best)}'
+
+
+def _stages(summary: Summary) -> str:
+    if not summary.variants.stages:
+        return ""
+    return f'{_table(*variants.rows(summary.variants))}<p class="soft">{escape(variants.NOTE)}</p>'
 
 
 def _layers(summary: Summary) -> str:

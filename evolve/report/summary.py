@@ -8,11 +8,11 @@ over the same items wherever both models have them.
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from evolve.registry import MERGE_METHODS
 from evolve.report.layers import profiles
+from evolve.report.variants import Variants, variants_of
 from evolve.report.views import Entry, Final, Views, choose_winner, finalists
 from evolve.types import Failed
 
@@ -77,7 +77,7 @@ class Summary:
         sources: The table of models: best, parents, average.
         profiles: The parameters of the best recipe over the layers.
         overlaps: What items share with the texts that the recipe reads, as the run's state has it.
-        random: Merge methods of the best recipe whose result depends on the seed.
+        variants: The best recipe with other seeds, and without each of its stages.
     """
 
     name: str
@@ -108,7 +108,7 @@ class Summary:
     sources: tuple[Row, ...] = ()
     profiles: tuple[Profile, ...] = ()
     overlaps: tuple[Mapping[str, Any], ...] = ()
-    random: tuple[str, ...] = ()
+    variants: Variants = field(default_factory=Variants)
 
     @property
     def table(self) -> tuple[Entry, ...]:
@@ -178,7 +178,7 @@ def summarise(material: Material, run: str, *, top: int = 5) -> Summary:
         sources=views.sources([best, *parents, average]),
         profiles=_profiles(material, winner),
         overlaps=tuple(state.get("overlaps") or ()),
-        random=_random_methods(winner),
+        variants=variants_of(material, views, winner.recipe if winner else None, [*parents[:1], average]),
     )
 
 
@@ -186,14 +186,6 @@ def _profiles(material: Material, winner: Trial | None) -> tuple[Profile, ...]:
     if winner is None or winner.recipe is None or not material.layers:
         return ()
     return tuple(profiles(winner.recipe, material.layers))
-
-
-def _random_methods(winner: Trial | None) -> tuple[str, ...]:
-    """Return the merge methods of the winner that draw at random."""
-    blocks = [entry.get("merge") for entry in winner.recipe.pipeline] if winner and winner.recipe else []
-    names = [block.get("merge_method", "") for block in blocks if isinstance(block, dict)]
-    known = [name for name in dict.fromkeys(names) if name in MERGE_METHODS]
-    return tuple(name for name in known if not MERGE_METHODS.load(name).deterministic)
 
 
 def _ranked(trials: Iterable[Trial]) -> list[Trial]:

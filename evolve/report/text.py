@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from evolve.report import numbers, sources
+from evolve.report import numbers, sources, variants
 from evolve.types import Failed
 
 if TYPE_CHECKING:
@@ -102,14 +102,7 @@ def _cautions(summary: Summary) -> list[tuple[str, str]]:
         if broken:
             lost = ", ".join(f"{task} by {excess:.4f} beyond the limit" for task, excess in broken.items())
             found.append((f"loses too much ({split})", lost))
-    if summary.random:
-        found.append(
-            (
-                "one draw",
-                f"{', '.join(summary.random)} draws at random: intervals describe this seed; build the "
-                "recipe with 3 seeds or more and compare them by `evolve eval`",
-            )
-        )
+    found += variants.facts(summary.variants)
     found += [("overlap", describe(one)) for one in summary.overlaps]
     return found
 
@@ -155,6 +148,8 @@ def tables(summary: Summary) -> list[RenderableType]:
         parts.append(grid(*source_rows(summary), f"models ({split} items)"))
     if summary.final is not None:
         parts.append(grid(*final_rows(summary), "the last choice"))
+    if summary.variants.stages:
+        parts.append(grid(*variants.rows(summary.variants), "which stages pay"))
     parts.extend(Text(f"{name}: {text}") for name, text in facts(summary))
     parts.append(Text(f"{footnote(summary)} {sources.NOTE}" if summary.sources else footnote(summary), "dim"))
     return parts

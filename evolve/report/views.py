@@ -99,10 +99,14 @@ class Final:
 
 
 def finalists(material: Material, ranked: Sequence[Trial]) -> list[Trial]:
-    """Return the trials that are scored on the holdout, the best of the search first."""
+    """Return the trials that the winner is chosen from, the best of the search first.
+
+    What else is scored on the holdout, such as the winner without a stage, may be a trial's recipe too.
+    """
+    score = material.loaded.config.score
     return [
         trial
-        for trial in ranked
+        for trial in ranked[: score.holdout.top if score else 1]
         if trial.recipe is not None and isinstance(material.outcome(trial.recipe, "holdout"), Scored)
     ]
 
@@ -159,7 +163,7 @@ class Views:
             number=trial.number,
             recipe=trial.recipe_hash,
             search=trial.outcome,
-            holdout=self._shown(self._material.outcome(trial.recipe, "holdout")) if trial.recipe else None,
+            holdout=self.shown(self._material.outcome(trial.recipe, "holdout")) if trial.recipe else None,
         )
         if final is not None and trial.number in final.numbers:
             place = final.numbers.index(trial.number)
@@ -176,11 +180,19 @@ class Views:
             number=None,
             recipe=recipe.hash,
             search=self._material.outcome(recipe, "search"),
-            holdout=self._shown(self._material.outcome(recipe, "holdout")),
+            holdout=self.shown(self._material.outcome(recipe, "holdout")),
             size=self._material.sizes(recipe),
             speed=self._speed(recipe.hash),
         )
         return self._measured(entry)
+
+    def shown(self, outcome: Outcome | None) -> Outcome | None:
+        """Return a holdout outcome on the items that had no say in the choice, the only ones in tables."""
+        if not self._chosen or outcome is None or isinstance(outcome, Failed) or self._score is None:
+            return outcome
+        tasks = half(outcome.tasks, 1)
+        value, stderr = objective(tasks, self._score, self._parents["holdout"])
+        return replace(outcome, value=value, stderr=stderr, tasks=tasks)
 
     def against(self, best: Entry | None, entry: Entry) -> Entry:
         """Return ``entry`` with how much better the best is."""
@@ -210,14 +222,6 @@ class Views:
         parents = {entry.name: entry.scored(split) for entry in shown if entry.role == "parent"}
         known = {name: scored.tasks for name, scored in parents.items() if scored is not None}
         return sources(models, known, self._score)
-
-    def _shown(self, outcome: Outcome | None) -> Outcome | None:
-        """Return a holdout outcome on the items that had no say in the choice."""
-        if not self._chosen or outcome is None or isinstance(outcome, Failed) or self._score is None:
-            return outcome
-        tasks = half(outcome.tasks, 1)
-        value, stderr = objective(tasks, self._score, self._parents["holdout"])
-        return replace(outcome, value=value, stderr=stderr, tasks=tasks)
 
     def _measured(self, entry: Entry) -> Entry:
         """Return ``entry`` with the intervals of its scores, its shrinkage, and what it loses too much."""

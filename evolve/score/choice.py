@@ -72,6 +72,11 @@ def choose(
     )
 
 
+def winning(candidates: Sequence[Tasks], config: ScoreConfig, parents: Parents | None = None) -> int:
+    """Return the place of the winner: the first where there are no halves to choose on."""
+    return choose(candidates, config, parents).winner if can_choose(candidates) else 0
+
+
 def can_choose(candidates: Sequence[Tasks]) -> bool:
     """Whether there is more than one candidate, and some task has items for two halves."""
     return len(candidates) > 1 and any(_parted(task) for task in candidates[0].values())

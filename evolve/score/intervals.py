@@ -106,12 +106,12 @@ def _student(values: Array, centre: float, confidence: float) -> Interval:
     error = standard_error(values.tolist())
     if math.isnan(error):
         return Interval(centre, -math.inf, math.inf)
-    half = _student_quantile(confidence, len(values) - 1) * error
+    half = student_quantile(confidence, len(values) - 1) * error
     return Interval(centre, centre - half, centre + half)
 
 
 @functools.cache
-def _student_quantile(confidence: float, freedom: int) -> float:
+def student_quantile(confidence: float, freedom: int) -> float:
     """Return the two-sided quantile of Student's t by bisection of its distribution function."""
     z = _normal(confidence)
     if freedom > 200:

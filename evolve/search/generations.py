@@ -13,9 +13,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 from evolve.errors import Interrupted, RunError
+from evolve.score.choice import winning
 from evolve.score.objective import needs_parents, valued
 from evolve.search.race import Race
 from evolve.search.table import Table
+from evolve.space import variants
 from evolve.types import Failed, Job, Scored
 
 if TYPE_CHECKING:
@@ -312,7 +314,7 @@ class Generations:
         return self._run.stop_requested() or self._out_of_time()
 
     def _finish(self, reason: str) -> None:
-        """Score the best few candidates and the baselines on the holdout."""
+        """Score the best few candidates and the baselines on the holdout, then variants of the winner."""
         self._run.write_state(phase="holdout", reason=reason, running=0)
         if self._plan.holdout:
             count = 1 if self._plan.score is None else self._plan.score.holdout.top
@@ -321,12 +323,32 @@ class Generations:
             self._began = time.monotonic()
             # The parents first, where the others' values need them.
             for recipes in [baselines, best] if self._needs_parents else [[*best, *baselines]]:
-                self._settle_holdout([Job(recipe, "holdout") for recipe in recipes])
+                self._settle_holdout(recipes)
+            self._settle_holdout(self._variants(best))
         self._run.write_state(phase="export", running=0)
 
-    def _settle_holdout(self, jobs: Sequence[Job]) -> None:
-        unique = {job.key: job for job in jobs}
+    def _variants(self, best: Sequence[Recipe]) -> list[Recipe]:
+        """Return the recipe that won the last choice with other seeds, and without each of its stages."""
+        score = self._plan.score
+        scored = [
+            (recipe, outcome.tasks)
+            for recipe in best
+            if isinstance(outcome := self._recorded(Job(recipe, "holdout")), Scored)
+        ]
+        if score is None or not scored:
+            return []
+        parents = self._parents_on("holdout") if self._needs_parents else None
+        winner, _ = scored[winning([tasks for _, tasks in scored], score, parents)]
+        found = list(variants.seeds(winner, score.holdout.seeds))
+        if score.holdout.ablations:
+            for ablation in variants.ablations(winner, score.holdout.seeds):
+                found.extend(ablation.recipes)
+        return found
+
+    def _settle_holdout(self, recipes: Sequence[Recipe]) -> None:
+        unique = {job.key: job for job in (Job(recipe, "holdout") for recipe in recipes)}
         todo = [job for job in unique.values() if self._known(job) is None]
+        self._run.write_state(running=len(todo))
         for result in self._evaluate(todo, self._run.stop_requested):
             self._record(result)
 

@@ -24,6 +24,8 @@ from evolve.stages.merge.statistics import StatisticsBlock
 from evolve.stages.merge.tokenizer_keys import TokenizerBlock, donor_of
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from evolve.stages.merge.values import Path
 
 
@@ -145,6 +147,11 @@ class MergeBlock(StageBlock):
     def effective(cls, plain: dict[str, Any]) -> dict[str, Any]:
         """Return a filled-in block without the slices that are off."""
         return _without_off(plain)
+
+    @classmethod
+    def draws(cls, plain: Mapping[str, Any]) -> bool:
+        """Return whether the merge method draws masks at random."""
+        return not MERGE_METHODS.load(plain["merge_method"]).deterministic
 
 
 def _without_off(value: dict[str, Any]) -> dict[str, Any]:

@@ -19,6 +19,8 @@ from evolve.config.values import (
 from evolve.registry import INITIALISERS, SELECTORS, did_you_mean
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from evolve.registry import Registry
 
 MOST_TOKENS = 1 << 15
@@ -120,9 +122,14 @@ class VocabBlock(StageBlock):
     def effective(cls, plain: dict[str, Any]) -> dict[str, Any]:
         """Return a filled-in block without its seed where nothing is drawn, and without an idle selection."""
         plain = {key: value for key, value in plain.items() if key != "selection" or "dataset" in plain}
-        init = InitBlock.model_validate(plain.get("init", {}))
-        drawn = any(INITIALISERS.load(name).random for name in (init.input, init.output))
+        drawn = cls.draws(plain)
         return plain if drawn else {key: value for key, value in plain.items() if key != "seed"}
+
+    @classmethod
+    def draws(cls, plain: Mapping[str, Any]) -> bool:
+        """Return whether new rows are drawn at random."""
+        init = InitBlock.model_validate(plain.get("init", {}))
+        return any(INITIALISERS.load(name).random for name in (init.input, init.output))
 
 
 def bounds(value: SearchInt | SearchNumber) -> tuple[float, float]:
