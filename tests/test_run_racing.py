@@ -8,6 +8,7 @@ import time
 from typing import TYPE_CHECKING
 
 import pytest
+import yaml
 
 from evolve.config.load import load
 from evolve.engine.evaluator import Evaluator
@@ -16,7 +17,7 @@ from evolve.run import evaluator_spec, prepare
 from evolve.store.rundir import RunDir
 from evolve.types import Job, Scored
 from tests.driving import finish, left, start
-from tests.small import make_search
+from tests.small import make_search, make_task
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -108,6 +109,38 @@ def test_killed_at_random_instants(raced: tuple[Path, Path], tmp_path: Path) -> 
         finish(config, runs)
         assert left(runs / "small") == left(path)
         assert parts(runs / "small") == parts(path)
+
+
+def test_a_group_races_as_one_task(tmp_path: Path) -> None:
+    """Put together from parts, it has the score that all items at once give; alike it is no mean."""
+    folder = make_task(tmp_path / "tasks", items=24, name="other_choice")
+    group = {"group": "both", "task": ["tiny_choice", "other_choice"]}
+    rules = [{"metric": "acc", "weight_by_size": sized} for sized in (False, True)]
+    tasks = [{"task": "both", "metric": "acc", "items": 40}]
+    config = make_search(tmp_path, search={**SEARCH, "trials": 9}, **{"score.tasks": tasks})
+    data = yaml.safe_load(config.read_text())
+    data["score"]["shared_text"] = "report"
+    config.write_text(yaml.safe_dump(data))
+    (folder / "both.yaml").write_text(yaml.safe_dump({**group, "aggregate_metric_list": rules[:1]}))
+    with pytest.raises(UserError, match="its tasks count alike"):
+        prepare(load(config), runs=tmp_path / "runs")
+    (folder / "both.yaml").write_text(yaml.safe_dump({**group, "aggregate_metric_list": rules[1:]}))
+    finish(config, tmp_path / "runs")
+    prepared = prepare(load(config), runs=tmp_path / "runs")
+    run = RunDir.open(tmp_path / "runs" / "small")
+    pieced = [record.recipe for record in run.parts()]
+    evaluator = Evaluator(evaluator_spec(prepared))
+    checked = 0
+    for recipe in {recipe.hash: recipe for recipe in pieced}.values():
+        recorded = run.outcome(Job(recipe), prepared.score_key)
+        if isinstance(recorded, Scored):
+            scored = evaluator.evaluate(Job(recipe))
+            assert isinstance(scored, Scored)
+            assert recorded.value == pytest.approx(scored.value, abs=1e-12)
+            assert recorded.tasks["both"].items == pytest.approx(scored.tasks["both"].items)
+            checked += 1
+    evaluator.close()
+    assert checked
 
 
 @pytest.mark.slow
