@@ -11,8 +11,8 @@ from evolve.config.schema import ScoreConfig
 from evolve.score.choice import halves
 from evolve.score.intervals import (
     Interval,
-    _student_quantile,
     paired_interval,
+    student_quantile,
     tango,
     task_interval,
     wilson,
@@ -78,7 +78,7 @@ def test_tango_is_a_mirror_and_holds_its_estimate(gained: int, lost: int, same: 
 def test_student_against_the_table() -> None:
     table = {1: 12.706, 2: 4.303, 5: 2.571, 10: 2.228, 30: 2.042, 120: 1.980, 1000: 1.962}
     for freedom, quantile in table.items():
-        assert _student_quantile(0.95, freedom) == pytest.approx(quantile, abs=6e-4)
+        assert student_quantile(0.95, freedom) == pytest.approx(quantile, abs=6e-4)
 
 
 def test_all_right_is_not_certain() -> None:
