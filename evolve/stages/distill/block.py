@@ -10,6 +10,7 @@ from evolve.config.values import Block, DataFile, SearchInt, SearchNumber, Searc
 from evolve.generate.blocks import ApiTeacher, GenerateBlock, RationaleBlock
 from evolve.generate.checks import check_pair
 from evolve.registry import LOSSES
+from evolve.stages.distill.student import StudentBlock
 from evolve.stages.distill.teachers.dataset import DatasetTeacherBlock
 from evolve.stages.distill.teachers.hf import HfTeacherBlock
 from evolve.stages.distill.teachers.vllm import VllmTeacherBlock
@@ -78,6 +79,8 @@ class DistillBlock(StageBlock):
 
     model: str | None = Field(default=None, min_length=1)
     """The student: a stage before, or any of ``models``; absent: the output of the stage before."""
+    student: StudentBlock | None = None
+    """Which of its layers are trained; absent: all."""
     teacher: TeacherKinds | None = None
     """Who is learned from; absent: the text alone (``cross_entropy``)."""
     alignment: Literal["auto", "spans", "sorted", "pieces"] = "auto"
@@ -119,6 +122,8 @@ class DistillBlock(StageBlock):
         found += [(("training_args", *path), message) for path, message in self.training_args.problems()]
         if self.peft_config is not None:
             found += [(("peft_config", *path), message) for path, message in self.peft_config.problems()]
+        if self.student is not None:
+            found += [(("student", *path), message) for path, message in self.student.problems()]
         found += list(self._losses())
         found += list(self._texts())
         written = self.seq_kd is not False or any(value > 0 for value in ends(self.lmbda))
@@ -131,6 +136,11 @@ class DistillBlock(StageBlock):
         if isinstance(self.teacher, DatasetTeacherBlock) and written:
             found.append((("teacher", "kind"), "kind: dataset was captured for fixed text; set lmbda to 0"))
         return list(dict.fromkeys(found))
+
+    @property
+    def reshapes(self) -> bool:
+        """Whether the search decides on the number of layers."""
+        return self.student is not None and self.student.searched
 
     @property
     def layout(self) -> RowsBlock:

@@ -12,8 +12,10 @@ from evolve.errors import CandidateError, ModelError, UserError
 from evolve.generate.blocks import ApiTeacher
 from evolve.registry import LOSSES
 from evolve.stages.distill.block import DistillBlock
+from evolve.stages.distill.student import made_student
 from evolve.stages.distill.terms import Term
 from evolve.stages.kept import LOG, stage_key, trained
+from evolve.stages.merge.layers import layer_count
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -57,6 +59,8 @@ class DistillStage:
         found: list[tuple[str, str]] = []
         student = models[str(distill.model)]
         name = distill.named_teacher
+        if distill.student is not None and (misfit := distill.student.misfit(layer_count(student))):
+            found.append(("student.keep_layers", misfit))
         try:
             tokenizer = _tokenizer(student)
             if name is not None:
@@ -69,7 +73,7 @@ class DistillStage:
     def outline(block: StageBlock, models: Mapping[str, Model]) -> Model:
         """Return the student's headers, in the type of the result."""
         distill = cast("DistillBlock", block)
-        student = models[str(distill.model)]
+        student = made_student(distill.student, models[str(distill.model)], whole=True)
         specs = {
             name: replace(spec, dtype=distill.dtype) if distill.dtype and "float" in spec.dtype else spec
             for name, spec in student.specs.items()
@@ -108,7 +112,7 @@ def _train(
     from evolve.training.seeds import seed_of
     from evolve.training.trainer import Settings, train
 
-    student = models[str(block.model)]
+    student = made_student(block.student, models[str(block.model)])
     tokenizer = _tokenizer(student)
     rows = _rows(block, text, tokenizer, seed)
     logger.info("distill: %s", ", ".join(f"{value} {key}" for key, value in rows.counts.items()))
