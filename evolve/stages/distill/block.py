@@ -40,6 +40,18 @@ class DistillData(DataFile, RowsBlock):
     """The data: conversations in JSONL, or text."""
 
 
+class LengthCurriculumBlock(Block):
+    """The order of the documents, from short to long."""
+
+    order: Literal["length"] = "length"
+    """Tokens of a document."""
+    reverse: SearchSwitch = False
+    """From long to short."""
+    pacing: SearchNumber | None = None
+    """The share of the shortest documents that may come at the start; it grows to all of them. 1: no
+    curriculum; absent: strictly in order."""
+
+
 class GenerationBlock(Block):
     """How the student or the teacher samples what it writes."""
 
@@ -94,6 +106,8 @@ class DistillBlock(StageBlock):
     """How what the teacher has written becomes rows."""
     rationale: RationaleBlock | None = None
     """What is done with reasons in the data; absent: they are left out."""
+    curriculum: LengthCurriculumBlock | None = None
+    """The order of the documents in each time over the data; absent: shuffled."""
     lmbda: SearchNumber = 0.0
     """Share of the steps whose text the student writes itself."""
     seq_kd: SearchSwitch = False
@@ -119,6 +133,12 @@ class DistillBlock(StageBlock):
             for value in ends(self.lmbda)
             if not 0 <= value <= 1
         ]
+        if self.curriculum is not None and self.curriculum.pacing is not None:
+            found += [
+                (("curriculum", "pacing"), f"pacing is a share: above 0, up to 1, got {value:g}")
+                for value in ends(self.curriculum.pacing)
+                if not 0 < value <= 1
+            ]
         found += [(("training_args", *path), message) for path, message in self.training_args.problems()]
         if self.peft_config is not None:
             found += [(("peft_config", *path), message) for path, message in self.peft_config.problems()]
@@ -202,6 +222,8 @@ class DistillBlock(StageBlock):
         """Return the block without losses of weight 0, and without what nobody writes with."""
         kept = [entry for entry in plain.get("loss_functions", []) if entry.get("weight", 1.0) != 0]
         found = {**plain, "loss_functions": kept or plain.get("loss_functions", [])}
+        if (found.get("curriculum") or {}).get("pacing") == 1:
+            del found["curriculum"]
         if not found.get("lmbda", 0.0) and not found.get("seq_kd", False):
             found.pop("generation", None)
         if isinstance(found.get("generate"), dict):

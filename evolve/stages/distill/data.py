@@ -24,7 +24,7 @@ from evolve.training.rows import IGNORED, Rows
 from evolve.training.seeds import seed_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from evolve.generate.rationale import Example
     from evolve.weights.tokenizer import Tokenizer
@@ -66,6 +66,8 @@ class Layout:
         packing: Whether a row holds several documents.
         epochs: How often it is gone over.
         seed: Of the order.
+        curriculum: Length of each document, in shuffled order, to the order of one time over the data;
+            None: as they were shuffled.
     """
 
     max_length: int
@@ -73,6 +75,7 @@ class Layout:
     packing: bool = True
     epochs: int = 1
     seed: int = 0
+    curriculum: Callable[[Sequence[int], int], Sequence[int]] | None = None
 
 
 def read(
@@ -121,9 +124,13 @@ def rows_of(documents: Sequence[Document], layout: Layout, *, left_out: int = 0)
         chosen = chosen[: max(1, int(np.searchsorted(ends, layout.max_tokens, side="right")))]
     found = []
     for epoch in range(layout.epochs):
-        places = (
-            range(len(chosen)) if epoch == 0 else shuffled(len(chosen), seed_of(layout.seed, "epoch", epoch))
-        )
+        places = list(range(len(chosen)))
+        if epoch:
+            places = shuffled(len(chosen), seed_of(layout.seed, "epoch", epoch)).tolist()
+        if layout.curriculum is not None:
+            lengths = [len(chosen[place].tokens) for place in places]
+            ordered = layout.curriculum(lengths, seed_of(layout.seed, "curriculum", epoch))
+            places = [places[place] for place in ordered]
         found += [
             one.row
             for one in pack(

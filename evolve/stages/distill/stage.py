@@ -18,10 +18,11 @@ from evolve.stages.kept import LOG, stage_key, trained
 from evolve.stages.merge.layers import layer_count
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
     from evolve.config.values import StageBlock
+    from evolve.stages.distill.block import LengthCurriculumBlock
     from evolve.stages.distill.learner import Learner
     from evolve.stages.distill.teachers.base import Teacher
     from evolve.stages.memo import Memo
@@ -146,8 +147,20 @@ def _rows(block: DistillBlock, text: str, tokenizer: Tokenizer, seed: int) -> Ro
     shuffle = seed_of(seed, "reasons")
     documents, left_out = read(text, tokenizer, data.max_length, rationale=block.rationale, seed=shuffle)
     epochs = _whole(block.training_args.num_train_epochs)
-    layout = Layout(data.max_length, data.max_tokens, data.packing, epochs, seed)
+    order = _order(block.curriculum) if block.curriculum else None
+    layout = Layout(data.max_length, data.max_tokens, data.packing, epochs, seed, order)
     return rows_of(documents, layout, left_out=left_out)
+
+
+def _order(block: LengthCurriculumBlock) -> Callable[[Sequence[int], int], Sequence[int]]:
+    from evolve.training.order import curriculum
+
+    def order(lengths: Sequence[int], seed: int) -> Sequence[int]:
+        pacing = None if block.pacing is None else float(cast("float", block.pacing))
+        found = curriculum(lengths, pacing=pacing, reverse=block.reverse is True, seed=seed)
+        return [int(place) for place in found]
+
+    return order
 
 
 def _learner(

@@ -14,7 +14,7 @@ from evolve.cli.main import cli
 from evolve.errors import CandidateError
 from evolve.stages.distill.block import DistillBlock
 from evolve.stages.distill.data import Layout, prompts_of, read, rows_of
-from evolve.stages.distill.stage import DistillStage
+from evolve.stages.distill.stage import DistillStage, _rows
 from evolve.training.rows import IGNORED
 from evolve.weights.content import content_of
 from evolve.weights.reader import open_model
@@ -260,3 +260,38 @@ def test_a_config_with_ranges_is_a_space(home: Path, tmp_path: Path, monkeypatch
     ]
     result = CliRunner().invoke(cli, ["build", str(tmp_path / "space.yaml"), str(tmp_path / "out")])
     assert result.exit_code == 2
+
+
+def test_a_curriculum_orders_each_time_over_the_data(home: Path) -> None:
+    tokenizer = load_tokenizer(open_model(str(home / "student")).files, {})
+    documents, _ = read(home / "data.jsonl", tokenizer, 48)
+
+    def lengths(**keys: Any) -> list[int]:
+        made = _rows(
+            block(
+                home,
+                curriculum=keys,
+                dataset={"path": str(home / "data.jsonl"), "max_length": 48, "packing": False},
+                training_args={"num_train_epochs": 2},
+            ),
+            str(home / "data.jsonl"),
+            tokenizer,
+            3,
+        )
+        return [len(row.tokens) for row in made.rows]
+
+    count = len(documents)
+    short = sorted(len(one.tokens) for one in documents)
+    assert lengths() == short + short
+    assert lengths(reverse=True) == (short + short)[::-1][:count] * 2
+    paced = lengths(pacing=0.2)
+    assert sorted(paced) == sorted(short + short) and paced != short + short
+    assert max(paced[: count // 10]) <= short[count // 2], "only short ones may come at the start"
+
+
+def test_a_curriculum_without_effect_is_no_other_recipe(home: Path) -> None:
+    plain = block(home).model_dump(exclude_none=True)
+    paced = block(home, curriculum={"pacing": 1}).model_dump(exclude_none=True)
+    assert DistillBlock.effective(paced) == DistillBlock.effective(plain)
+    [(path, message)] = block(home, curriculum={"pacing": {"low": 0, "high": 1}}).problems()
+    assert path == ("curriculum", "pacing") and "above 0" in message
