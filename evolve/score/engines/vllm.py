@@ -28,6 +28,7 @@ from evolve.score.engines.fit import (
     write_side_files,
 )
 from evolve.score.engines.tokens import Memo
+from evolve.score.engines.vllm_classes import give_classes_back
 from evolve.score.engines.vllm_rows import only_asked
 
 if TYPE_CHECKING:
@@ -344,7 +345,8 @@ def _prepare_environment(threads: int) -> None:
 def _contained(threads: int) -> Iterator[None]:
     """Set the number of threads, and take back what a start of vLLM leaves behind in the process.
 
-    Its CPU worker replaces ``torch.set_num_threads``, and preloads libraries into all later children.
+    Its CPU worker replaces ``torch.set_num_threads``, and preloads libraries into all later children. Of some
+    architectures it changes transformers' classes.
     """
     import torch
 
@@ -354,6 +356,7 @@ def _contained(threads: int) -> Iterator[None]:
         with _searchable():
             yield
     finally:
+        give_classes_back()
         torch.set_num_threads = setter
         os.environ.pop("LD_PRELOAD", None)
         if preload is not None:
