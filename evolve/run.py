@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from evolve.config.schema import ScoreConfig
     from evolve.engine.base import EvaluatorSpec, Loop, Pool
     from evolve.score.overlap import Overlap
-    from evolve.score.scorer import Scorer
     from evolve.search.generations import Generations
     from evolve.store.rundir import RunDir
     from evolve.types import Parent, Recipe
@@ -168,8 +167,6 @@ def prepare(
     score = _resolved(config.score)
     scorer = Scorer(score)
     scorer.prepare()
-    if config.search.partial:
-        _require_parts(score, scorer)
     population = population_of(config.search, len(space.genes))
     folder, changed = _open_folder(loaded, parents, runs=runs, allow_config_change=allow_config_change)
     return Prepared(loaded, folder, parents, score, scorer.fingerprint, population, changed, checked.overlaps)
@@ -195,22 +192,13 @@ def _resolved(score: ScoreConfig | None) -> ScoreConfig:
     )
 
 
-def _require_parts(score: ScoreConfig, scorer: Scorer) -> None:
-    """See that a score on a part of the items says something of the whole."""
-    from evolve.score.objective import needs_parents
-
-    what = "search: racing, items_growth and estimator"
-    if needs_parents(score):
-        key = "retention" if score.objective == "weighted" else f"objective: {score.objective}"
-        raise UserError(f"{what} need an objective that is a sum over items: remove score.{key}, or these")
-    if scorer.ratios:
-        raise UserError(f"{what} need metrics that are means over items: {', '.join(scorer.ratios)}")
-
-
 def _open_folder(
     loaded: Loaded, parents: Mapping[str, Parent], *, runs: Path, allow_config_change: bool
 ) -> tuple[RunDir, bool]:
-    """Return the run's folder, made where it is new, and whether the config is an allowed change."""
+    """Return the run's folder, made where it is new, and whether its config is to be replaced.
+
+    It is where the config is an allowed change, and where a model of the same content is in another place.
+    """
     from evolve.config.dump import resolved_yaml
     from evolve.config.older import completed
     from evolve.store.changes import difference
@@ -230,7 +218,10 @@ def _open_folder(
             + "\n  ".join(changes)
             + "\nGo on with it by --allow-config-change, or choose another name for a new run."
         )
-    return folder, bool(changes)
+    moved = {name: parent.path for name, parent in parents.items()} != {
+        name: parent.path for name, parent in folder.parents().items()
+    }
+    return folder, bool(changes) or moved
 
 
 def _identity(loaded: Loaded, parents: Mapping[str, Parent]) -> dict[str, Any]:

@@ -111,6 +111,7 @@ def check(loaded: Loaded, *, runs: Path = Path("runs")) -> Checked:
     if score is not None:
         scored = _tasks(loaded, score)
         problems += scored.problems
+    problems += _search_problems(loaded, scored)
     if problems:
         raise ConfigError(problems)
     facts = _facts(loaded, models, scored.items, runs)
@@ -156,11 +157,23 @@ def stage_problems(loaded: Loaded, models: Mapping[str, Model]) -> list[Problem]
 
 
 class _Scored(NamedTuple):
-    """Tasks, the items of each task and scorer on both splits, and what is wrong with them."""
+    """Tasks, the items of each task and scorer on both splits, what is wrong with them, names of scorers."""
 
     tasks: list[LoadedTask]
     items: dict[str, tuple[int, int]]
     problems: list[Problem]
+    scorers: tuple[str, ...] = ()
+
+
+def _search_problems(loaded: Loaded, scored: _Scored) -> list[Problem]:
+    from evolve.search.checks import part_problems, sampler_problems
+    from evolve.space.space import derive
+
+    config = loaded.config
+    found = sampler_problems(config.search, derive(loaded).genes)
+    if config.score is not None:
+        found += part_problems(config.search, config.score, scored.tasks, scored.scorers)
+    return [loaded.problem(path, message) for path, message in found]
 
 
 def _tasks(loaded: Loaded, score: ScoreConfig) -> _Scored:
@@ -172,7 +185,7 @@ def _tasks(loaded: Loaded, score: ScoreConfig) -> _Scored:
     items = {name: (found["search"], found["holdout"]) for name, found in sizes(tasks).items()}
     items |= {name: (one.sizes["search"], one.sizes["holdout"]) for name, one in scorers.items()}
     problems = [loaded.problem(("score", *path), message) for path, message in [*found, *wrong]]
-    return _Scored(tasks, items, problems)
+    return _Scored(tasks, items, problems, tuple(scorers))
 
 
 def _facts(
@@ -234,7 +247,7 @@ def _seconds(
     baselines = len(loaded.config.models) + 1
     finalists = baselines + min(score.holdout.top, trials) if score and score.holdout.items else 0
     if score and score.holdout.items:
-        finalists += score.holdout.seeds - 1 + score.holdout.ablations * len(loaded.stages)
+        finalists += score.holdout.seeds * (1 + score.holdout.ablations * len(loaded.stages)) - 1
     return trials * (loads * load + share * (search - load)) + baselines * search + finalists * holdout
 
 

@@ -30,9 +30,10 @@ def test_a_search_scores_baselines_trials_and_holdout(reference):
     assert [trial[1] for trial in found.trials].count("complete") == 9
     assert found.trials[0][3], "trial 0 has every gene"
     keys = found.outcomes
-    # base, one, two, average and 9 trials on the search items; the best five and the baselines on the holdout
+    # base, one, two, average and 9 trials on the search items; on the holdout the best five, the baselines,
+    # and the winner, whose masks are random, with two more seeds
     assert sum(key.endswith("-search") for key in keys) == 4 + len({trial[4] for trial in found.trials})
-    assert sum(key.endswith("-holdout") for key in keys) == 4 + 5
+    assert sum(key.endswith("-holdout") for key in keys) == 4 + 5 + 2
     best = max(trial[2] for trial in found.trials)
     state = json.loads((run / "state.json").read_text())
     assert state["best"] == best
@@ -196,3 +197,20 @@ def test_a_generation_in_which_all_fails_ends_the_run_with_the_failures(tmp_path
         finish(config, tmp_path / "runs")
     states = [trial[1] for trial in left(tmp_path / "runs" / "small").trials]
     assert states == ["failed"] * 9, "the centre, and twice the population"
+
+
+def test_parents_in_another_place(reference, tmp_path):
+    """The same content is the same run; what is exported comes from where the parents are now."""
+    import shutil
+
+    config, run = reference
+    shutil.copytree(run.parent, tmp_path / "runs")
+    moved = tmp_path / "moved"
+    for name in ("base", "one", "two"):
+        shutil.copytree(config.parent / name, moved / name)
+    before = records(tmp_path / "runs" / "small")
+    places = [f"models.{name}={moved / name}" for name in ("base", "one", "two")]
+    finish(config, tmp_path / "runs", *places)
+    parents = json.loads((tmp_path / "runs" / "small" / "parents.json").read_text())
+    assert {parent["path"] for parent in parents.values()} == {str(moved / name) for name in parents}
+    assert records(tmp_path / "runs" / "small") == before

@@ -50,6 +50,8 @@ def close(run: RunDir, *, say: Callable[[str], None] | None = None) -> Summary:
     with run.lock("evolve run, exporting the best"):
         material = collect(run, loaded)
         summary = summarise(material, shown(run.path))
+        # Before the export, which may fail: what was found out in a night must be there in the morning.
+        write_report(run, loaded, summary)
         if summary.best is not None:
             run.write_state(phase="export")
             _export(run, loaded, material, summary, say)
@@ -123,7 +125,7 @@ def _export(
     run: RunDir, loaded: Loaded, material: Material, summary: Summary, say: Callable[[str], None]
 ) -> None:
     from evolve.cli.progress import bar
-    from evolve.export.model import About, export_model
+    from evolve.export.model import About, described, export_model
     from evolve.store.atomic import make_folder, write_text
     from evolve.weights.writer import Target
 
@@ -133,7 +135,16 @@ def _export(
     make_folder(folder)
     write_text(folder / "recipe.yaml", _recipe_text(run, loaded, summary))
     model = folder / "model"
+    about = About(
+        f"{summary.name}-best",
+        loaded.config.score,
+        text.rows(summary, summary.table),
+        [text.footnote(summary)],
+    )
     if built_recipe(model) == summary.best_recipe.hash:
+        # The scores in its card may be those of another scoring.
+        for name, content in described(summary.best_recipe, material.parents, about).items():
+            write_text(model / name, content)
         return
     # An earlier best of this run may go: the recipe of its trial builds it again.
     target = Target(model, replace=bool(built_recipe(model)))
@@ -143,12 +154,7 @@ def _export(
             summary.best_recipe,
             material.parents,
             target,
-            about=About(
-                f"{summary.name}-best",
-                loaded.config.score,
-                text.rows(summary, summary.table),
-                [text.footnote(summary)],
-            ),
+            about=about,
             folder=run.working_folder,
             progress=progress,
         )
@@ -172,15 +178,18 @@ def _score_fresh(run: RunDir, material: Material, summary: Summary, say: Callabl
     if summary.best is None or not isinstance(outcome, Scored):
         return
     recipe = summary.best.recipe
-    hot = {"recipe": recipe, **_score_of(outcome_to_json(outcome))}
-    known = run.state().get("fresh_score") or {}
-    if known.get("recipe") == recipe:
+    state = run.state()
+    under = {"recipe": recipe, "score_key": state.get("score_key")}
+    hot = {**under, **_score_of(outcome_to_json(outcome))}
+    known = state.get("fresh_score") or {}
+    # One of before the key was written down belongs to the run's only scoring.
+    if known and {**under, **known} == {**known, **under}:
         run.write_state(hot_score=hot)
         return
     say("scoring the exported folder in a fresh process")
     try:
         found = evaluate_fresh(run, run.path / "export" / "model")
-        fresh = {"recipe": recipe, **_score_of(_valued(found, material))}
+        fresh = {**under, **_score_of(_valued(found, material))}
     except EvolveError as error:
         logger.warning("the exported folder could not be scored in a fresh process: %s", error)
         run.write_state(hot_score=hot, fresh_score=None)

@@ -42,9 +42,14 @@ def safe_name(name: str) -> str:
 
 
 def _no_password(url: str) -> str:
-    secret = re.match(r"[^:/]+://[^:/@]*:([^@]*)@", url)
-    if secret and not re.fullmatch(r"(\$\{\w+\})*", secret[1]):
-        raise ValueError("a password must not stand in a config: write ${NAME}, taken from the environment")
+    # In the place of the user, or as an option of the query. `evolve.store.url` reads both.
+    user = re.match(r"[\w+]+://[^/?#:]*:([^/?#]*)@", url)
+    found = user, re.search(r"[?&](?:ssl)?password=([^&]*)", url, re.IGNORECASE)
+    for secret in found:
+        if secret and not re.fullmatch(r"(\$\{\w+\})*", secret[1]):
+            raise ValueError(
+                "a password must not stand in a config: write ${NAME}, taken from the environment"
+            )
     return url
 
 
@@ -88,6 +93,15 @@ class HoldoutConfig(Block):
     interval over items describes one draw. 1: its own alone."""
     ablations: bool = False
     """Whether a winner of several stages is built again without each of them, to show which stages pay."""
+
+    @model_validator(mode="after")
+    def _has_items(self) -> Self:
+        asked = [key for key in ("seeds", "ablations") if key in self.model_fields_set]
+        if self.items == 0 and (self.ablations or (self.seeds > 1 and "seeds" in asked)):
+            raise ValueError(
+                f"{' and '.join(asked)} need items of the holdout, and items is 0: remove one of them"
+            )
+        return self
 
 
 class RetentionConfig(Block):

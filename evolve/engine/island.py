@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from evolve.errors import EvolveError, Interrupted, UserError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping
     from pathlib import Path
     from types import FrameType
 
@@ -83,15 +83,22 @@ def connect(size: int | None, cpus: float, gpus: float | None, timeout: float) -
     total = ray.cluster_resources()
     if gpus is None:
         gpus = 1.0 if total.get("GPU", 0) >= 1 else 0.0
-    room = total.get("GPU", 0) / gpus if gpus else total.get("CPU", 0) / cpus
+    # An evaluator is on one node: what two nodes have left over is no room.
+    room = sum(_room(node["Resources"], cpus, gpus) for node in ray.nodes() if node["Alive"])
     if size is None:
-        size = int(room)
-    if size < 1 or size > room + 1e-9:
+        size = room
+    if size < 1 or size > room:
         raise UserError(
-            f"the cluster has room for {int(room)} evaluators of {cpus:g} CPU and {gpus:g} GPU, asked for "
+            f"the cluster has room for {room} evaluators of {cpus:g} CPU and {gpus:g} GPU, asked for "
             f"{size}: lower engine.evaluators, engine.cpus or engine.gpus"
         )
     return Placement(size, cpus, gpus, timeout)
+
+
+def _room(resources: Mapping[str, float], cpus: float, gpus: float) -> int:
+    """Return how many evaluators a node has room for."""
+    kinds = [(resources.get("CPU", 0), cpus), (resources.get("GPU", 0), gpus)]
+    return int(min(there / each for there, each in kinds if each) + 1e-9)
 
 
 def run_island(

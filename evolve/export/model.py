@@ -67,8 +67,6 @@ def export_model(
 
     if target.replace:
         _require_no_parent(target.out, parents)
-    text = recipe_yaml(recipe, parents, name=about.name, score=about.score, notes=about.notes)
-    readme = card(recipe, parents, name=about.name, recipe_text=text, scores=about.scores, notes=about.notes)
     models = {model: open_model(parents[model].path) for model in recipe.models}
     try:
         model = build(recipe, models, folder=folder)
@@ -85,12 +83,19 @@ def export_model(
         write_model(
             replace(model, tensor=counted),
             target.out,
-            extra={CARD: readme, RECIPE: text},
+            extra=described(recipe, parents, about),
             shard_bytes=target.shard_bytes,
             replace=target.replace,
         )
     except CandidateError as error:
         raise UserError(f"recipe {recipe.hash} cannot be built ({error.kind}): {error}") from error
+
+
+def described(recipe: Recipe, parents: Mapping[str, Parent], about: About) -> dict[str, str]:
+    """Return file name to text of what says where an exported model comes from: its card and its recipe."""
+    text = recipe_yaml(recipe, parents, name=about.name, score=about.score, notes=about.notes)
+    readme = card(recipe, parents, name=about.name, recipe_text=text, scores=about.scores, notes=about.notes)
+    return {CARD: readme, RECIPE: text}
 
 
 def _require_no_parent(out: Path, parents: Mapping[str, Parent]) -> None:

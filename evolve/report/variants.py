@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -14,10 +13,11 @@ from evolve.types import Failed, Scored
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from evolve.config.schema import ScoreConfig
     from evolve.report.collect import Material
     from evolve.report.views import Entry, Views
     from evolve.score.intervals import Interval
-    from evolve.score.objective import Tasks
+    from evolve.score.objective import Parents, Tasks
     from evolve.types import Recipe
 
 
@@ -29,14 +29,12 @@ class Pays:
         stage: The stage that was left out.
         without: The objective of what is left, over its seeds; None where none could be scored.
         gain: The winner minus that, over the seeds of both; None likewise.
-        seconds: Time that building took longer with the stage, a mean over seeds; NaN where it is not known.
         failure: Why it could not be scored, or "".
     """
 
     stage: str
     without: OverSeeds | None
     gain: Interval | None
-    seconds: float
     failure: str = ""
 
 
@@ -85,20 +83,21 @@ def variants_of(
         return Variants(variants.drawing(recipe))
     ours = [outcome.tasks for outcome in built]
     gains = {
-        entry.label: compare_over_seeds(ours, [scored.tasks], score, parents)
+        entry.label: gain
         for entry in rivals
-        if entry is not None and (scored := entry.scored("holdout")) is not None
+        if entry is not None
+        and (scored := entry.scored("holdout")) is not None
+        and (gain := _gain(ours, [scored.tasks], score, parents)) is not None
     }
     stages = []
     for ablation in variants.ablations(recipe, count) if score.holdout.ablations else ():
         left = draws(ablation.recipes)
         if not left:
-            stages.append(Pays(ablation.stage, None, None, math.nan, _failure(material, ablation.recipes)))
+            stages.append(Pays(ablation.stage, None, None, _failure(material, ablation.recipes)))
             continue
         theirs: list[Tasks] = [outcome.tasks for outcome in left]
-        gain = compare_over_seeds(ours, theirs, score, parents)
-        seconds = _building(built) - _building(left)
-        stages.append(Pays(ablation.stage, over_seeds(theirs, score, parents), gain, seconds))
+        gain = _gain(ours, theirs, score, parents)
+        stages.append(Pays(ablation.stage, over_seeds(theirs, score, parents), gain))
     return Variants(
         drawing=variants.drawing(recipe),
         seeds=over_seeds(ours, score, parents) if len(ours) > 1 else None,
@@ -113,11 +112,13 @@ def facts(found: Variants) -> list[tuple[str, str]]:
     if found.seeds is None:
         if not found.drawing:
             return []
-        text = (
-            f"{', '.join(found.drawing)} draws at random: intervals describe this seed; build the recipe "
-            "with 3 seeds or more (score.holdout.seeds)"
-        )
-        return [("one draw", text)]
+        others = f"{found.failed} other seeds failed" if found.failed else "other seeds are not scored"
+        return [
+            (
+                "one draw",
+                f"{', '.join(found.drawing)} draws at random: intervals describe this seed; {others}",
+            )
+        ]
     mean, values = found.seeds.mean, found.seeds.values
     lines = [
         (
@@ -134,21 +135,13 @@ def facts(found: Variants) -> list[tuple[str, str]]:
 
 def rows(found: Variants) -> tuple[list[str], list[list[str]]]:
     """Return header and cells of the table of stages: what the winner is without each, what it is worth."""
-    header = ["stage", "without it", "what it adds", "time that it takes"]
+    header = ["stage", "without it", "what it adds"]
     cells = []
     for one in found.stages:
-        if one.without is None or one.gain is None:
-            cells.append([one.stage, one.failure or numbers.MISSING, numbers.MISSING, numbers.MISSING])
-            continue
-        mean = one.without.mean
-        cells.append(
-            [
-                one.stage,
-                numbers.interval(mean.value, mean.low, mean.high),
-                numbers.difference(one.gain.value, one.gain.low, one.gain.high),
-                numbers.duration(max(0.0, one.seconds)) if math.isfinite(one.seconds) else numbers.MISSING,
-            ]
-        )
+        mean, gain = one.without.mean if one.without else None, one.gain
+        without = numbers.interval(mean.value, mean.low, mean.high) if mean else one.failure
+        adds = numbers.difference(gain.value, gain.low, gain.high) if gain else numbers.MISSING
+        cells.append([one.stage, without or numbers.MISSING, adds])
     return header, cells
 
 
@@ -170,7 +163,6 @@ def to_json(found: Variants) -> dict[str, Any]:
                 "stage": one.stage,
                 "without": _over(one.without),
                 "gain": _ends(one.gain) if one.gain else None,
-                "seconds": numbers.finite(one.seconds),
                 "failure": one.failure,
             }
             for one in found.stages
@@ -192,10 +184,13 @@ def _ends(found: Interval) -> dict[str, Any]:
     }
 
 
-def _building(outcomes: Sequence[Scored]) -> float:
-    """Return the mean seconds of building; what was kept from before costs nothing, so the longest counts."""
-    known = [outcome.seconds["build"] for outcome in outcomes if "build" in outcome.seconds]
-    return max(known) if known else math.nan
+def _gain(
+    ours: Sequence[Tasks], theirs: Sequence[Tasks], score: ScoreConfig, parents: Parents | None
+) -> Interval | None:
+    try:
+        return compare_over_seeds(ours, theirs, score, parents)
+    except ValueError:  # no item in common, as where a scorer names items by the model: nothing to compare
+        return None
 
 
 def _failure(material: Material, recipes: Sequence[Recipe]) -> str:

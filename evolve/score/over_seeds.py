@@ -1,9 +1,10 @@
 """A recipe over several seeds: what of its score belongs to one draw, and how sure its mean is.
 
 An interval over items says how a checkpoint does on new items; built again with another seed, the recipe is
-another checkpoint. Here the items are averaged over the seeds, which gives the interval over items, and
-Student's t over the seeds' objectives gives that over draws. Both are joined by square-and-add (method of
-variance estimates recovery). The noise of an item in a draw is in both, so the result is rather too wide.
+another checkpoint. The estimate is the mean of the seeds' objectives. The items, averaged over the seeds,
+give the width over items, Student's t over the seeds' objectives gives that over draws. Both are joined by
+square-and-add (method of variance estimates recovery). The noise of an item in a draw is in both, so the
+result is rather too wide.
 
 References:
     Zou and Donner (2008), Stat. Med. 27:1693.
@@ -36,7 +37,7 @@ class OverSeeds:
     Attributes:
         values: The objective of each seed.
         spread: Their standard deviation; NaN with one seed.
-        mean: The objective of the mean over seeds, with an interval over items and seeds.
+        mean: Their mean, with an interval over items and seeds.
     """
 
     values: tuple[float, ...]
@@ -61,7 +62,8 @@ def over_seeds(
     """
     values = _values(draws, config, parents)
     found = interval(averaged(draws), config, parents, confidence=confidence)
-    return OverSeeds(values, _deviation(values), _widened(found, [_reach(values, confidence)]))
+    mean = float(np.mean(values))
+    return OverSeeds(values, _deviation(values), _widened(found, mean, [_reach(values, confidence)]))
 
 
 def compare_over_seeds(
@@ -86,7 +88,8 @@ def compare_over_seeds(
     """
     found = compare(averaged(first), averaged(second), config, parents, confidence=confidence)
     reach = [_reach(_values(draws, config, parents), confidence) for draws in (first, second)]
-    return _widened(Interval(found.difference, found.low, found.high), reach)
+    centre = found.difference + _bent(first, config, parents) - _bent(second, config, parents)
+    return _widened(Interval(found.difference, found.low, found.high), centre, reach)
 
 
 def averaged(draws: Sequence[Tasks]) -> dict[str, TaskScore]:
@@ -110,6 +113,11 @@ def _values(draws: Sequence[Tasks], config: ScoreConfig, parents: Parents | None
     return tuple(interval(tasks, config, parents).value for tasks in draws)
 
 
+def _bent(draws: Sequence[Tasks], config: ScoreConfig, parents: Parents | None) -> float:
+    """Return the mean of the objectives minus the objective of the mean: not 0 for the lowest task."""
+    return float(np.mean(_values(draws, config, parents))) - interval(averaged(draws), config, parents).value
+
+
 def _deviation(values: Sequence[float]) -> float:
     return float(np.std(values, ddof=1)) if len(values) > 1 else math.nan
 
@@ -121,7 +129,8 @@ def _reach(values: Sequence[float], confidence: float) -> float:
     return student_quantile(confidence, len(values) - 1) * _deviation(values) / math.sqrt(len(values))
 
 
-def _widened(found: Interval, reaches: Sequence[float]) -> Interval:
+def _widened(found: Interval, centre: float, reaches: Sequence[float]) -> Interval:
+    """Return an interval as wide as ``found`` and ``reaches`` together, around ``centre``."""
     below = math.hypot(found.value - found.low, *reaches)
     above = math.hypot(found.high - found.value, *reaches)
-    return Interval(found.value, found.value - below, found.value + above)
+    return Interval(centre, centre - below, centre + above)

@@ -20,7 +20,7 @@ from evolve.score.tasks import LoadedTask, load_tasks, sizes
 from evolve.types import Items, Split, TaskScore, content_hash
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from evolve.config.schema import ScoreConfig
     from evolve.score.engines.base import Engine
@@ -86,24 +86,6 @@ class Scorer:
             **sizes(self._tasks),
             **{name: dict(scorer.sizes) for name, scorer in self._scorers.items()},
         }
-
-    @property
-    def ratios(self) -> list[str]:
-        """What cannot be scored in parts: metrics that are no means of the items' scores, other scorers."""
-        from lm_eval.api.metrics import mean
-
-        self.prepare()
-        tasks = (
-            f"{loaded.config.task} ({loaded.metric})"
-            for loaded in self._tasks
-            if loaded.task.aggregation().get(loaded.metric, mean) is not mean
-        )
-        alike = (
-            f"{part.group} (its tasks count alike)"
-            for loaded in self._tasks
-            if (part := loaded.part) and not part.by_size
-        )
-        return list(dict.fromkeys([*tasks, *alike, *self._scorers]))
 
     @property
     def duplicates(self) -> dict[str, int]:
@@ -317,3 +299,21 @@ def _plain(value: Any) -> Any:
         except (TypeError, OSError):
             return getattr(value, "__qualname__", type(value).__name__)
     return value if isinstance(value, (str, int, float, bool, type(None))) else str(value)
+
+
+def no_means(tasks: Iterable[LoadedTask], scorers: Iterable[str]) -> list[str]:
+    """Return what cannot be scored in parts: metrics that are no means over items, and other scorers."""
+    from lm_eval.api.metrics import mean
+
+    tasks = list(tasks)
+    sums = (
+        f"{loaded.config.task} ({loaded.metric})"
+        for loaded in tasks
+        if loaded.task.aggregation().get(loaded.metric, mean) is not mean
+    )
+    alike = (
+        f"{part.group} (its tasks count alike)"
+        for loaded in tasks
+        if (part := loaded.part) and not part.by_size
+    )
+    return list(dict.fromkeys([*sums, *alike, *scorers]))

@@ -79,6 +79,7 @@ class Progress:
         generation: Index of the generation that the next ask belongs to, counted from 0.
         missing: Trials that the generation still lacks (asked or not, not complete).
         asked: Trials of the current generation that were asked, failed and running ones included.
+        failed_here: Those of them that failed.
         running: Trials that were asked and not told.
         stale: Whole generations since the best value improved.
         best: The best objective on all items so far, or None.
@@ -94,6 +95,7 @@ class Progress:
     stale: int
     best: float | None
     exhausted: bool = False
+    failed_here: int = 0
 
 
 class Searcher(Protocol):

@@ -97,6 +97,7 @@ class Generations:
         self._failed: Counter[str] = Counter()
         self._parents: dict[Split, Parents] = {}
         self._race: Race | None = None
+        self._forgiven = (0, 0)
 
     def step(self) -> bool:
         """Advance by one generation; the baselines come first, the holdout last.
@@ -139,22 +140,28 @@ class Generations:
                 self._failed[record.outcome.kind] += 1
         jobs = [Job(recipe) for recipe in self._plan.baselines.values()]
         progress = self._searcher.progress()
+        self._forgiven = progress.generation, progress.failed_here
         proposals = self._searcher.round(1) if progress.generation == 0 else []
         if self._needs_parents:
             self._settle([], jobs)
             jobs = []
         self._settle(proposals, jobs)
         values = {name: self._value_of(name, recipe) for name, recipe in self._plan.baselines.items()}
-        parents = [value for name, value in values.items() if name != AVERAGE]
+        parents = [value for name, value in values.items() if name != AVERAGE and value is not None]
         self._run.write_state(best_parent=max(parents), average=values.get(AVERAGE))
 
-    def _value_of(self, name: str, recipe: Recipe) -> float:
-        """Return a baseline's value: without it no result of the search can be judged."""
+    def _value_of(self, name: str, recipe: Recipe) -> float | None:
+        """Return a baseline's value: without a parent's no result of the search can be judged."""
         outcome = self._recorded(Job(recipe))
         if isinstance(outcome, Scored):
             return outcome.value
         cause = f"{outcome.kind}: {outcome.message}" if outcome else "no outcome"
-        raise RunError(f"the baseline {name!r} cannot be scored: {cause}")
+        if name == AVERAGE and recipe.pipeline:
+            logger.warning("the plain average cannot be scored, and is missing in the report: %s", cause)
+            return None
+        raise RunError(
+            f"the baseline {name!r} cannot be scored: {cause}. Mend the cause; the same command tries again."
+        )
 
     def _generation(self) -> None:
         """Complete one generation, failed candidates replaced."""
@@ -165,7 +172,10 @@ class Generations:
             if progress.generation != generation or missing <= 0 or progress.exhausted:
                 return
             self._report(progress)
-            budget = 2 * self._plan.population - progress.asked + progress.running
+            # Failures of an earlier start do not count: their cause may be gone.
+            since, failures = self._forgiven
+            asked = progress.asked - (failures if since == generation else 0)
+            budget = 2 * self._plan.population - asked + progress.running
             if budget <= 0:
                 raise RunError(self._too_many_failures(progress))
             if self._plan.config.partial:
@@ -208,7 +218,8 @@ class Generations:
                 table.add(record.recipe.hash, record.outcome.tasks, record.outcome.seconds)
 
         def store(recipe: Recipe, whole: Scored) -> None:
-            self._run.record(Job(recipe), whole, score_key=key, attempts=1)
+            if self._run.outcome(Job(recipe), key) is None:
+                self._run.record(Job(recipe), whole, score_key=key, attempts=1)
 
         return Race(
             table, self._plan.config, population=self._plan.population, settle=self._parts, store=store
@@ -230,16 +241,22 @@ class Generations:
             yield result.job, result.outcome
 
     def _settle(self, proposals: Sequence[Proposal], extra: Sequence[Job]) -> None:
-        """Bring proposals and further jobs to their outcomes, each distinct recipe evaluated once."""
+        """Bring proposals and further jobs to their outcomes, each distinct recipe evaluated once.
+
+        A further job that has failed before is tried again: nothing can be judged without it.
+        """
         waiting: dict[str, tuple[Job, list[int]]] = {}
         for proposal in proposals:
             job = Job(self._space.recipe(proposal.values, self._plan.contents))
             waiting.setdefault(job.key, (job, []))[1].append(proposal.number)
         for job in extra:
             waiting.setdefault(job.key, (job, []))
+        again = {job.key for job in extra}
         open_jobs = []
         for key, (job, numbers) in list(waiting.items()):
             outcome = self._known(job)
+            if isinstance(outcome, Failed) and key in again:
+                outcome = None
             if outcome is None:
                 open_jobs.append(job)
             else:
@@ -380,4 +397,5 @@ class Generations:
             if isinstance(record.outcome, Failed)
         ]
         head = f"generation {progress.generation} failed: {progress.asked} candidates asked, "
-        return head + f"{progress.missing} still missing. The failures:\n  " + "\n  ".join(lines[-10:])
+        head += f"{progress.missing} still missing. Mend the cause; the same command goes on. The failures:"
+        return "\n  ".join([head, *lines[-10:]])

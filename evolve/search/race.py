@@ -174,7 +174,9 @@ class Race:
         for entrant in asked.values():
             entrant.asked = size
             missing = self._table.missing(entrant.recipe.hash, size)
-            if missing:
+            if not missing:
+                self._keep(entrant.recipe)  # a kill may have come after its last part
+            else:
                 everything = sum(len(keys) for _, keys in missing) == len(self._table)
                 jobs.append(Job(entrant.recipe, items=() if everything else missing))
         for job, outcome in self._settle(jobs):
@@ -182,8 +184,13 @@ class Race:
                 asked[job.recipe.hash].failed = True
                 continue
             self._table.add(job.recipe.hash, outcome.tasks, outcome.seconds)
-            if job.items and (whole := self._table.whole(job.recipe.hash)) is not None:
-                self._store(job.recipe, whole)
+            if job.items:
+                self._keep(job.recipe)
+
+    def _keep(self, recipe: Recipe) -> None:
+        """Record the whole outcome of a candidate that has all items in parts."""
+        if (whole := self._table.whole(recipe.hash)) is not None:
+            self._store(recipe, whole)
 
     def _leader(self, entrants: Sequence[Entrant], standing: Standing) -> Entrant | None:
         live = [entrant for entrant in entrants if not entrant.failed]

@@ -241,20 +241,21 @@ def progress_of(trials: Sequence[FrozenTrial], population: int) -> Progress:
     """
     counts = {"COMPLETE": 0, "FAIL": 0, "RUNNING": 0}
     best: float | None = None
-    generation = done = asked = best_generation = 0
+    generation = done = asked = failed = best_generation = 0
     for trial in trials:
         state = trial.state.name
         if state not in counts:
             continue
         counts[state] += 1
         asked += 1
+        failed += state == "FAIL"
         if state == "COMPLETE":
             done += 1
             score = score_of(trial)
             if score is not None and (best is None or score > best):
                 best, best_generation = score, generation
         if (generation == 0 and state != "RUNNING") or (generation > 0 and done == population):
-            generation, done, asked = generation + 1, 0, 0
+            generation, done, asked, failed = generation + 1, 0, 0, 0
     return Progress(
         complete=counts["COMPLETE"],
         failed=counts["FAIL"],
@@ -264,6 +265,7 @@ def progress_of(trials: Sequence[FrozenTrial], population: int) -> Progress:
         running=counts["RUNNING"],
         stale=0 if best is None else max(0, generation - best_generation - 1),
         best=best,
+        failed_here=failed,
     )
 
 

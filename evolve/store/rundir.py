@@ -222,7 +222,8 @@ class RunDir:
         file = self._candidate(job, score_key)
         try:
             record = self._read_record(file)
-            if record.job != job:
+            # By key: the text of a recipe names a file beside its content, and the file may have moved.
+            if record.job.key != job.key:
                 raise ValueError(f"it holds the job {record.job.key}")
         except FileNotFoundError:
             return None

@@ -74,11 +74,24 @@ def test_a_new_best_replaces_the_old_export(run, fresh):
     assert run.state()["fresh_score"]["value"] == summary.best.scored("search").value
 
 
+def test_another_scoring_is_scored_and_described_anew(run, fresh):
+    closing.close(run)
+    run.write_state(fresh_score={**run.state()["fresh_score"], "score_key": "another", "value": 0.1})
+    card = run.path / "export" / "model" / "README.md"
+    before = card.read_text()
+    card.write_text("old scores")
+    closing.close(run)
+    assert fresh.calls == 2
+    assert run.state()["fresh_score"]["value"] == run.state()["hot_score"]["value"]
+    assert card.read_text() == before
+
+
 def test_a_folder_that_is_not_ours_is_left_alone(run, fresh):
     (run.path / "export" / "model").mkdir(parents=True)
     (run.path / "export" / "model" / "precious").write_text("x")
     with pytest.raises(EvolveError, match="not empty"):
         closing.close(run)
+    assert (run.path / "report.html").exists(), "what the night found out is there"
     assert (run.path / "export" / "model" / "precious").read_text() == "x"
 
 

@@ -64,6 +64,34 @@ def test_all_problems_at_once_with_their_places(made, tmp_path):
     assert "did you mean 'acc'" in message
 
 
+@pytest.mark.parametrize(
+    ("changes", "place", "message"),
+    [
+        (["search.racing={}", "score.retention={model: base}"], "search.racing", "remove score.retention"),
+        (["search.racing={}", "score.scorers=[{size: {weight: 0}}]"], "search.racing", "means over items"),
+        (["search.sampler=grid"], "search.sampler", "needs a step or choices"),
+        (["search.sampler=greedy_soup"], "search.sampler", "switch"),
+        (["score.holdout={items: 0, ablations: true}"], "score.holdout", "need items"),
+    ],
+)
+def test_what_a_run_would_refuse_is_found_where_it_stands(made, tmp_path, changes, place, message):
+    found = call("validate", made[0], "--runs", tmp_path, *changes, code=2).stderr
+    assert message in found
+    assert f"override '{place}=" in found
+
+
+def test_cmaes_with_one_gene(made, tmp_path):
+    config = yaml.safe_load(made[0].read_text())
+    models = config["pipeline"][0]["merge"]["models"]
+    models[1]["parameters"] = {"weight": 0.5, "density": 0.5}
+    file = tmp_path / "one gene.yaml"
+    file.write_text(yaml.safe_dump(config, sort_keys=False))
+    line = next(number for number, text in enumerate(file.read_text().splitlines(), 2) if text == "search:")
+    message = call("validate", file, code=2).stderr
+    assert f"{file}:{line}:" in message
+    assert "at least two genes" in message
+
+
 def test_parents_that_do_not_fit(made, tmp_path):
     make_model(tmp_path / "deep", layers=3)
     message = call("validate", made[0], f"models.two={tmp_path / 'deep'}", code=2).stderr

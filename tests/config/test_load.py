@@ -214,7 +214,15 @@ def test_passwords_do_not_belong_in_a_config() -> None:
 
     problem = only_problem(storage("postgresql://me:geheim@host/db"))
     assert "geheim" not in str(problem) and "${NAME}" in problem.message
-    for url in ("postgresql://me:${PW}@host/db", "postgresql://me@host/db", "sqlite:///a:b@c.db", "${URL}"):
+    for option in ("?user=me&password=geheim", "?sslpassword=geheim"):
+        assert "geheim" not in str(only_problem(storage(f"postgresql://host/db{option}")))
+    for url in (
+        "postgresql://host/db?password=${PW}",
+        "postgresql://me:${PW}@host/db",
+        "postgresql://me@host/db",
+        "sqlite:///a:b@c.db",
+        "${URL}",
+    ):
         assert load_text(storage(url), "c.yaml").config.search.storage == url
 
 

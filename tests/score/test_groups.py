@@ -12,8 +12,8 @@ import yaml
 from evolve.score.choice import halves
 from evolve.score.groups import combined
 from evolve.score.metrics import standard_error
-from evolve.score.scorer import Scorer
-from evolve.score.tasks import problems
+from evolve.score.scorer import Scorer, no_means
+from evolve.score.tasks import load_tasks, problems
 from evolve.types import TaskScore
 from tests.score.local_tasks import CHOICE, METRIC, Holder, KnownModel, choice_docs, config, write_task
 
@@ -93,18 +93,19 @@ def test_items_come_from_all_tasks_and_no_document_stands_on_both_sides(folder: 
 
 
 def test_parts_of_a_group_by_size(folder: Path) -> None:
-    scorer = Scorer(config(folder, {"task": "sized", "metric": "acc"}, {"task": "middle", "metric": "acc"}))
+    scorer_config = config(folder, {"task": "sized", "metric": "acc"}, {"task": "middle", "metric": "acc"})
+    scorer = Scorer(scorer_config)
     lm = Holder(KnownModel(knows))
     whole = scorer.score(lm, "search")
-    assert not scorer.ratios
+    assert not no_means(load_tasks(scorer_config)[0], [])
     wanted = [key for key in whole["sized"].items if key.startswith("small/")][:2]
     wanted += [key for key in whole["sized"].items if key.startswith("large/")][:3]
     some = tuple(whole["middle"].items)[:2]
     parts = scorer.score(lm, "search", (("sized", tuple(wanted)), ("middle", some)))
     assert parts["sized"].items == {key: whole["sized"].items[key] for key in sorted(wanted)}
     assert parts["middle"].items == {key: whole["middle"].items[key] for key in some}
-    alike = Scorer(config(folder, {"task": "alike", "metric": "acc"}))
-    assert alike.ratios == ["alike (its tasks count alike)"]
+    alike = config(folder, {"task": "alike", "metric": "acc"})
+    assert no_means(load_tasks(alike)[0], []) == ["alike (its tasks count alike)"]
 
 
 def test_the_error_is_that_of_strata() -> None:

@@ -82,3 +82,23 @@ def test_it_holds_the_recipe_at_least_as_often_as_it_says(spread):
         found = over_seeds([score(row) for row in draws], CONFIG).mean
         held += found.low <= 0.55 <= found.high
     assert held / rounds > 0.93
+
+
+def test_the_lowest_task_of_the_mean_is_no_seeds_score():
+    """Each seed loses one of two tasks: all are at 0, and so is their mean."""
+    worst = ScoreConfig.model_validate(
+        {"objective": "worst", "tasks": [{"task": name, "metric": "acc"} for name in "ab"]}
+    )
+
+    def both(first, second):
+        return {
+            name: TaskScore("acc", count / 40, 0.0, True, {f"{i:02d}": float(i < count) for i in range(40)})
+            for name, count in (("a", first), ("b", second))
+        }
+
+    parents = {"low": both(12, 12), "high": both(20, 20)}
+    draws = [both(12, 28), both(28, 12), both(12, 28)]
+    found = over_seeds(draws, worst, parents)
+    assert found.values == pytest.approx((0, 0, 0)) and found.mean.value == pytest.approx(0)
+    against = compare_over_seeds(draws, [both(12, 12)], worst, parents)
+    assert against.value == pytest.approx(0)

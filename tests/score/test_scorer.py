@@ -9,7 +9,8 @@ import pytest
 
 from evolve.errors import CandidateError, TaskError
 from evolve.score.items import item_key
-from evolve.score.scorer import Scorer
+from evolve.score.scorer import Scorer, no_means
+from evolve.score.tasks import load_tasks
 from tests.score.local_tasks import (
     CHOICE,
     GENERATE,
@@ -323,4 +324,4 @@ def test_parts_of_a_split_answer_as_the_whole_does(folder: Path) -> None:
 
 def test_metrics_that_are_no_means_are_named(folder: Path) -> None:
     tasks = [{"task": "choice", "metric": "acc"}, {"task": "rolling", "metric": "bits_per_byte", "weight": 0}]
-    assert Scorer(config(folder, *tasks)).ratios == ["rolling (bits_per_byte)"]
+    assert no_means(load_tasks(config(folder, *tasks))[0], ["size"]) == ["rolling (bits_per_byte)", "size"]

@@ -194,16 +194,23 @@ def test_kills_at_any_instant_change_nothing_and_repeat_little(
     other = Folder.create(tmp_path / "other", name="other", config_text="", identity={}, parents={})
     instants = random.Random(11)
     kills, jobs = 0, []
-    tell = StudySearcher.tell
+    tell, record = StudySearcher.tell, Folder.record
     while True:
-        pool = Pool(instants.randint(1, 14))
+        pool = Pool(instants.randint(1, 28))
 
         def told(self: StudySearcher, *values: Any, pool: Pool = pool, **more: Any) -> None:
             pool.tick()
             tell(self, *values, **more)
             pool.tick()
 
+        def recorded(self: Folder, *values: Any, pool: Pool = pool, **more: Any) -> None:
+            # Also between the record of a last part and that of the whole.
+            pool.tick()
+            record(self, *values, **more)
+            pool.tick()
+
         monkeypatch.setattr(StudySearcher, "tell", told)
+        monkeypatch.setattr(Folder, "record", recorded)
         try:
             search(other, pool, arm, 25)
         except Killed:
@@ -215,6 +222,13 @@ def test_kills_at_any_instant_change_nothing_and_repeat_little(
     assert kills > 10
     assert contents(open_study(run, None, "s")) == contents(open_study(other, None, "s"))
     assert {job.key for job in jobs} == {job.key for job in undisturbed.jobs}
+    records = [{one.job.key: one.outcome for one in each.records()} for each in (run, other)]
+    assert records[0].keys() == records[1].keys()
+    for key, outcome in records[0].items():
+        again = records[1][key]
+        assert type(again) is type(outcome)
+        if isinstance(outcome, Scored) and isinstance(again, Scored):
+            assert (again.value, again.tasks) == (outcome.value, outcome.tasks)
     # A job whose outcome was on its way when its search was killed is done again, no other.
     assert len(jobs) <= len(undisturbed.jobs) + kills
 

@@ -272,6 +272,16 @@ def test_a_record_cut_anywhere_counts_as_absent(run: RunDir, caplog: pytest.LogC
     assert run.records() == []
 
 
+def test_a_data_file_that_has_moved_is_the_same_recipe(run: RunDir) -> None:
+    def job(path: str) -> Job:
+        file = {"path": path, "content": "sha256:" + "0" * 64}
+        return Job(Recipe.make({"base": "sha256:aa"}, [{"cpt": {"dataset": file}}]))
+
+    run.record(job("data/x.jsonl"), SCORED, score_key="key", attempts=1)
+    assert isinstance(run.outcome(job("elsewhere/y.jsonl"), "key"), Scored)
+    assert not list((run.path / "candidates" / "key").glob("*.damaged"))
+
+
 @pytest.mark.parametrize("change", ["recipe", "job", "outcome", "state", "list"])
 def test_a_record_that_does_not_fit(run: RunDir, change: str) -> None:
     job, other = Job(recipe(0.5)), Job(recipe(0.6))
