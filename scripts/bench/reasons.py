@@ -163,7 +163,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=Path("models/demo_reasons"))
     parser.add_argument("--groups", nargs="+", default=list(ARMS), choices=list(ARMS))
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--tokens", type=int, default=400_000, help="of each arm")
+    parser.add_argument("--tokens", type=int, default=300_000, help="of each arm")
     parser.add_argument("--items", type=int, default=1000, help="questions")
     parser.add_argument("--json", type=Path, help="all results, for programs")
     options = parser.parse_args()
@@ -174,17 +174,14 @@ def main() -> None:
     base = replace(open_model(options.demo / "base"), content=content_of(options.demo / "base"))
     start = score(base, items)
     found: list[dict[str, Any]] = []
-    for group in options.groups:
-        for seed in range(options.seeds):
-            for arm, parts in ARMS[group].items():
-                began = time.monotonic()
-                right = score(trained(base, parts, texts, options.tokens, seed), items)
-                found.append({"group": group, "arm": arm, "seed": seed, "right": right})
-                print(
-                    f"{group}, {arm}, seed {seed}: {right:.3f} ({time.monotonic() - began:.0f} s)", flush=True
-                )
-                document = {"tokens": options.tokens, "items": len(items), "base": start, "results": found}
-                write(options.json, document, [])
+    for seed in range(options.seeds):
+        for group, arm in ((one, arm) for one in options.groups for arm in ARMS[one]):
+            began = time.monotonic()
+            right = score(trained(base, ARMS[group][arm], texts, options.tokens, seed), items)
+            found.append({"group": group, "arm": arm, "seed": seed, "right": right})
+            print(f"{group}, {arm}, seed {seed}: {right:.3f} ({time.monotonic() - began:.0f} s)", flush=True)
+            document = {"tokens": options.tokens, "items": len(items), "base": start, "results": found}
+            write(options.json, document, [])
     print(report(found, start))
 
 
