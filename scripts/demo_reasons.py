@@ -10,8 +10,8 @@ that is new can be answered by its steps, and hardly at a glance.
 ========================  ==================================================================================
 texts/sums.jsonl          the right steps of every question for training: a strong teacher
 texts/few.jsonl           200 of them: a strong teacher is dear
-texts/weak.jsonl          what a weak teacher writes, once a question, right or wrong
-texts/verified.jsonl      R1: what the weak teacher writes in 4 tries; the shortest right one is kept
+texts/weak.jsonl          what a weak teacher writes to 3,000 questions, once each, right or wrong
+texts/verified.jsonl      R1: what it writes to the same in 4 tries; the shortest right one is kept
 texts/web.jsonl           Phi: lines of which three tenths are right sums, the rest wrong ones and chatter
 texts/textbook.jsonl      right sums as text
 texts/exercises.jsonl     right sums as questions with answers
@@ -43,9 +43,9 @@ if TYPE_CHECKING:
     from evolve.weights.model import Model
 
 THREADS = 1
-TRAINED, ASKED, FEW = 6000, 2000, 200
+TRAINED, ASKED, FEW, WRITTEN = 6000, 2000, 200, 3000
 TRIES = 4
-WEAK_TOKENS, WEAK_RATE = 190_000, 5e-4
+WEAK_TOKENS, WEAK_RATE = 280_000, 5e-4
 TEMPLATE = "{reasoning}>{answer}"
 """How steps and answer stand together, also `rationale.template` in the search spaces."""
 
@@ -232,7 +232,7 @@ def make(out: Path, demo: Path, seed: int) -> None:
     weak = weak_teacher(base, part / "sums.jsonl", seed)
     if not (out / "weak").exists():
         write_model(weak, out / "weak")
-    prompts = [question(digits) for digits in trained]
+    prompts = [question(digits) for digits in trained[:WRITTEN]]
     tries = [
         [read_trace(prompt, text) for text in texts]
         for prompt, texts in zip(prompts, sampled(weak, prompts, TRIES, seed), strict=True)
