@@ -163,7 +163,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=Path("models/demo_reasons"))
     parser.add_argument("--groups", nargs="+", default=list(ARMS), choices=list(ARMS))
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--tokens", type=int, default=450_000, help="of each arm")
+    parser.add_argument("--tokens", type=int, default=300_000, help="of each arm")
     parser.add_argument("--items", type=int, default=1000, help="questions")
     parser.add_argument("--json", type=Path, help="all results, for programs")
     options = parser.parse_args()
