@@ -23,7 +23,6 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import statistics
 import sys
 import time
 from dataclasses import replace
@@ -31,7 +30,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
-from report import write
+from report import mean, write
 
 from evolve.stages.distill.block import DistillBlock
 from evolve.stages.distill.data import Layout, read, rows_of
@@ -48,8 +47,6 @@ if TYPE_CHECKING:
 
 TEMPLATE = "{reasoning}>{answer}"
 LENGTH, BATCH, RATE = 128, 4, 5e-4
-T_975 = {2: 12.71, 3: 4.30, 4: 3.18, 5: 2.78}
-"""Quantiles of Student's t by the number of seeds."""
 
 
 class Part(NamedTuple):
@@ -131,15 +128,6 @@ def score(model: Model, items: list[dict[str, str]]) -> float:
         digits = [letter for letter in text if letter.isdigit()]
         right += digits[-1:] == [item["answer"]]
     return right / len(items)
-
-
-def mean(values: list[float]) -> str:
-    """Return the mean with its 95 % interval over seeds."""
-    text = f"{statistics.mean(values):.3f}"
-    if len(values) < 2:
-        return text
-    half = T_975.get(len(values), 2.0) * statistics.stdev(values) / math.sqrt(len(values))
-    return f"{text} ± {half:.3f}"
 
 
 def report(found: list[dict[str, Any]], start: float) -> str:
