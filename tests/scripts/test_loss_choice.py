@@ -34,8 +34,13 @@ def home(tmp_path_factory):
     make_model(folder / "base", layers=1)
     for place in ("texts", "tasks"):
         (folder / place).mkdir()
-    texts = [{"text": f"the {one} sees the {other}"} for one in WORDS for other in WORDS]
-    for name, some in (("towns", texts[::2]), ("towns_heldout", texts[1::2])):
+    texts = [
+        {"text": f"the {one} and the {two} see the {three}"}
+        for one in WORDS
+        for two in WORDS
+        for three in WORDS
+    ]
+    for name, some in (("towns", texts[::2]), ("towns_heldout", texts[1:40:2])):
         (folder / f"texts/{name}.jsonl").write_text("".join(json.dumps(text) + "\n" for text in some))
     items = [
         {"question": f"the {one} sees the", "choices": list(WORDS[:4]), "answer": place % 4}
@@ -85,7 +90,7 @@ def test_the_distance_is_the_true_divergence(bench, home, tmp_path):
 
 def test_every_arm_runs(bench, home, tmp_path):
     out = tmp_path / "out.json"
-    command = [sys.executable, SCRIPT, "--demo", home, "--out", tmp_path / "made", "--tokens", "300"]
+    command = [sys.executable, SCRIPT, "--demo", home, "--out", tmp_path / "made", "--tokens", "1500"]
     command += ["--teacher-epochs", "1", "--seeds", "1", "--items", "8", "--json", out]
     done = subprocess.run(
         list(map(str, command)),
