@@ -72,8 +72,10 @@ def corpora(loaded: Loaded) -> Iterator[tuple[str, Iterable[str]]]:
     A file that cannot be read is left to the stage that wants it.
     """
     from evolve.config.files import files
+    from evolve.config.values import ItemsFile
 
-    paths = dict.fromkeys(file.path for _, block in loaded.stages for _, file in files(block))
+    named = (file for _, block in loaded.stages for _, file in files(block))
+    paths = dict.fromkeys(file.path for file in named if not isinstance(file, ItemsFile))
     for path in paths:
         yield path, _documents(path)
 

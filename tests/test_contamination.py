@@ -93,3 +93,18 @@ def test_a_copied_item_is_found_in_conversations_too(tmp_path):
     [(path, documents)] = contamination.corpora(loaded)
     assert path == str(tmp_path / "talk.jsonl")
     assert sum("word19" in text for text in documents) == 60
+
+
+def test_what_must_not_be_learned_is_no_corpus(tmp_path):
+    config = make_search(tmp_path)
+    items, asked = tmp_path / "items.jsonl", tmp_path / "prompts.jsonl"
+    items.write_text('{"question": "a b c d e f"}\n')
+    asked.write_text('{"prompt": "what is this"}\n')
+    distill = {
+        "model": "one",
+        "teacher": {"kind": "api", "base_url": "http://127.0.0.1:1/v1", "model": "big"},
+        "generate": {"prompts": str(asked), "filters": {"ngram_overlap": 5, "banned": str(items)}},
+        "loss_functions": [{"function": "cross_entropy"}],
+    }
+    loaded = load(config, [f"pipeline=[{json.dumps({'distill': distill})}]"])
+    assert [name for name, _ in contamination.corpora(loaded)] == [str(asked)]

@@ -11,7 +11,6 @@ from evolve.cli.paths import shown
 from evolve.errors import UserError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from collections.abc import Set as AbstractSet
     from pathlib import Path
 
@@ -75,24 +74,14 @@ def generate(
 
 def _banned(config: GenerateConfig, files: tuple[Path, ...]) -> AbstractSet[tuple[str, ...]] | None:
     from evolve.generate.filters.ngram_overlap import banned_ngrams
+    from evolve.generate.prompts import item_texts
 
     length = config.generate.filters.ngram_overlap
     if length is None and files:
         raise UserError("--banned needs generate.filters.ngram_overlap, such as 8")
     if length is None or not files:
         return None
-    return banned_ngrams((text for file in files for text in _texts(file)), length)
-
-
-def _texts(file: Path) -> Iterator[str]:
-    from evolve.conversations import read_conversations
-    from evolve.generate.prompts import read_lines
-
-    if file.suffix not in {".jsonl", ".ndjson"}:
-        yield from read_lines(str(file))
-        return
-    for conversation in read_conversations(file, answered=False):
-        yield "\n".join(turn.content for turn in conversation.messages)
+    return banned_ngrams((text for file in files for text in item_texts(file)), length)
 
 
 def _report(made: Generated) -> None:

@@ -214,6 +214,10 @@ class DataFile(Block):
     """What the file must hold. Filled in when a recipe is made: what a file holds counts, not where it is."""
 
 
+class ItemsFile(DataFile):
+    """A file of what a score asks: nothing is learned from it, it is what must not be learned."""
+
+
 class StageBlock(Block):
     """The keys that every stage has."""
 

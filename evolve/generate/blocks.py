@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
 from pydantic import BeforeValidator, Field
 
-from evolve.config.values import Block, DataFile, SearchInt, SearchNumber, SearchSwitch
+from evolve.config.values import Block, DataFile, ItemsFile, SearchInt, SearchNumber, SearchSwitch
 from evolve.generate.checks import (
     check_generate,
     check_rationale,
@@ -27,6 +27,9 @@ def _file(value: Any) -> Any:
 
 TextFile: TypeAlias = Annotated[DataFile, BeforeValidator(_file, json_schema_input_type=str | DataFile)]
 """A data file, also as its path alone."""
+
+BannedFile: TypeAlias = Annotated[ItemsFile, BeforeValidator(_file, json_schema_input_type=str | ItemsFile)]
+"""The same, of what no row may hold."""
 
 
 class ApiTeacher(Block):
@@ -157,6 +160,8 @@ class FiltersBlock(Block):
     """Whether of rows with the same words one stays."""
     ngram_overlap: int | None = Field(default=None, ge=3)
     """Rows that share so many words in a row with an item of the score are left out."""
+    banned: BannedFile | None = None
+    """The items for ``ngram_overlap``: JSONL of questions or conversations, or text with one a line."""
     near_duplicate: SearchNumber | None = None
     """Of rows whose runs of three words are at least this similar (Jaccard), the first stays."""
     quality: QualityBlock | None = None

@@ -83,6 +83,8 @@ def check_generate(block: GenerateBlock) -> list[tuple[Path, str]]:
             found.append((("filters", low), f"{low} {least} is larger than {high} {most}"))
     if block.verify is not None:
         found += [(("verify", *path), message) for path, message in _check_verify(block.verify)]
+    if filters.banned is not None and filters.ngram_overlap is None:
+        found.append((("filters", "banned"), "nothing is compared: set ngram_overlap, such as 8"))
     if filters.quality is not None and not isinstance(filters.quality.judge, str | None):
         judge = check_teacher(filters.quality.judge)
         found += [(("filters", "quality", "judge", *path), message) for path, message in judge]

@@ -92,6 +92,19 @@ def read_lines(path: str) -> list[str]:
     return found
 
 
+def item_texts(path: Path | str) -> Iterator[str]:
+    """Yield what the items of a file say, for :func:`~evolve.generate.filters.ngram_overlap.banned_ngrams`.
+
+    Raises:
+        UserError: It cannot be read.
+    """
+    if Path(path).suffix.lower() not in {".jsonl", ".ndjson"}:
+        yield from read_lines(str(path))
+        return
+    for conversation in read_conversations(path, answered=False):
+        yield "\n".join(turn.content for turn in conversation.messages)
+
+
 def with_system(turns: tuple[Message, ...], system: str | None) -> tuple[Message, ...]:
     """Return turns with a system message, unless they have one or there is none to add."""
     if not system or any(turn.role == "system" for turn in turns):

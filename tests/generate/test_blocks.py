@@ -69,6 +69,7 @@ def test_numbers_that_decide_rows_may_be_ranges() -> None:
         ({"answer_pattern": "(?P<answer>.*)"}, ("answer_pattern",), "reasoning"),
         ({"answer_pattern": "("}, ("answer_pattern",), "no regular expression"),
         ({"filters": {"min_words": 9, "max_words": 3}}, ("filters", "min_words"), "larger than"),
+        ({"filters": {"banned": "items.jsonl"}}, ("filters", "banned"), "set ngram_overlap"),
         ({"filters": {"near_duplicate": 1.2}}, ("filters", "near_duplicate"), "at most 1"),
         ({"verify": {"kind": "numerc", "field": "a"}}, ("verify", "kind"), "did you mean 'numeric'"),
         ({"verify": {"kind": "exact"}}, ("verify",), "needs field"),

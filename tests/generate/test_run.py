@@ -141,6 +141,34 @@ def test_rows_that_hold_an_items_words_are_left_out(tmp_path: Path) -> None:
     assert unknown.rows == 5 and "no items of a score" in unknown.warnings[0]
 
 
+def test_the_items_of_a_file_are_held_against_rows_and_decide_which_file_is_written(tmp_path: Path) -> None:
+    secret, other = "the quick brown fox jumps over the lazy dog", "five red hens sat on the wall today"
+    items = tmp_path / "items.jsonl"
+    items.write_text(f'{{"question": "{secret}", "choices": ["a", "b"], "answer": 1}}\n')
+    asked = block(
+        prompts=str(questions(tmp_path)), filters={"ngram_overlap": 5, "banned": str(items)}, temperature=0
+    )
+    texts = {"q3": f"So {secret.upper()}!", "q1": other}
+
+    def reply(body: dict[str, Any]) -> str:
+        return next((text for name, text in texts.items() if name in prompt_of(body)), "No.")
+
+    with serving(reply=reply) as server:
+        first = generate(asked, teacher(server.url), folder=tmp_path / "s")
+        both = generate(
+            asked,
+            teacher(server.url),
+            folder=tmp_path / "s",
+            banned=banned_ngrams([other], 5),
+            out=items.with_name("o"),
+        )
+        items.write_text(f'{{"question": "{other}", "choices": ["a", "b"], "answer": 1}}\n')
+        second = generate(asked, teacher(server.url), folder=tmp_path / "s")
+    assert (first.rows, both.rows, second.rows) == (4, 3, 4)
+    assert not first.warnings and first.path != second.path
+    assert secret.upper() not in first.path.read_text() and secret.upper() in second.path.read_text()
+
+
 def test_a_judge_is_asked_once_and_pays_from_the_same_budget(tmp_path: Path) -> None:
     def reply(body: dict[str, Any]) -> str:
         text = prompt_of(body)

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, TypeAlias
 
+from evolve.training.seeds import seed_of
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
@@ -76,7 +78,7 @@ def make_projections(pairs: Iterable[Pair], student: int, teacher: int, *, seed:
         return {}
     found = {}
     for pair in pairs:
-        generator = torch.Generator().manual_seed(seed * 1_000_003 + pair[0] * 1_009 + pair[1])
+        generator = torch.Generator().manual_seed(seed_of(seed, *pair))
         found[pair] = torch.nn.init.orthogonal_(torch.empty(teacher, student), generator=generator)
     return found
 

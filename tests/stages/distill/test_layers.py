@@ -179,6 +179,9 @@ def test_projections_keep_lengths_and_repeat() -> None:
     narrower = make_projections(pairs, 7, 3, seed=5)
     torch.testing.assert_close(narrower[1, 2] @ narrower[1, 2].T, torch.eye(3), rtol=0, atol=1e-5)
     assert make_projections(pairs, 3, 3, seed=5) == {}
+    # The stage hands over seeds of 63 bits.
+    largest = make_projections(pairs, 3, 7, seed=2**63 - 1)
+    assert not torch.equal(largest[1, 2], wider[1, 2])
 
 
 def test_heads_of_a_wider_teacher_are_averaged_in_groups() -> None:
