@@ -147,8 +147,7 @@ class Ours:
 
         began = time.perf_counter()
         model: Model = build(recipe(method, self.folders, turn), self.parents, memo=self.memo)
-        for name, tensor in prefetched(model, self.threads).tensors():
-            self.engine[name].copy_(tensor)
+        prefetched(model, self.threads).fill(self.engine)
         return time.perf_counter() - began
 
     def command(self, method: str, turn: int, folder: Path) -> float:
