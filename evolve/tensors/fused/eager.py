@@ -31,7 +31,7 @@ def merge_eagerly(
     weighted = []
     for term in terms:
         delta = _kept(term.tensor.float() - start, term.keep)
-        weighted.append(delta * _single(term.scale) * _single(term.weight))
+        weighted.append(delta * _single(term.scale * term.weight))
     total = weighted[0].clone()
     for values in weighted[1:]:
         total += values

@@ -251,8 +251,8 @@ def summed(  # noqa: PLR0913  all that one element needs
     start: Any,
     sources: Any,
     ranks: Any,
+    factors: Any,
     weights: Any,
-    scales: Any,
     state: Any,
 ) -> Any:
     """Return the sum of all models' terms of one element, and which of their magnitudes are counted."""
@@ -261,7 +261,7 @@ def summed(  # noqa: PLR0913  all that one element needs
     made = types.Tuple((types.float32, types.UniTuple(types.int32, count)))
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        _, _, _, i, place, base, addresses, places, factors, shares, words = args
+        _, _, _, i, place, base, addresses, places, multipliers, shares, words = args
         terms, flags, signed = [], [], []
         for k in range(count):
             address = builder.extract_value(addresses, k)
@@ -272,11 +272,8 @@ def summed(  # noqa: PLR0913  all that one element needs
                 rank = builder.zext(short, _I32)
             own = [builder.extract_value(words, row * count + k) for row in range(ROWS[which])]
             delta, counted = _kept(builder, which, builder.fsub(value, base), own, place, rank)
-            if len(scales):
-                delta = builder.fmul(delta, builder.fptrunc(builder.extract_value(shares, k), _F32))
-            weight = builder.fptrunc(builder.extract_value(factors, k), _F32)
-            terms.append(builder.fmul(delta, weight))
-            signed.append(weight)
+            terms.append(builder.fmul(delta, builder.fptrunc(builder.extract_value(multipliers, k), _F32)))
+            signed.append(builder.fptrunc(builder.extract_value(shares, k), _F32))
             flags.append(counted)
         total = terms[0]
         for term in terms[1:]:
@@ -286,7 +283,7 @@ def summed(  # noqa: PLR0913  all that one element needs
         counts = context.make_tuple(builder, made[1], flags)
         return context.make_tuple(builder, signature.return_type, (total, counts))
 
-    given = (rule, elect, source, index, lane, start, sources, ranks, weights, scales, state)
+    given = (rule, elect, source, index, lane, start, sources, ranks, factors, weights, state)
     return made(*given), generate
 
 
@@ -354,12 +351,12 @@ def compiled(kind: Kind) -> Any:
 
     @njit(nogil=True, cache=True, error_model="numpy")
     def fused(  # noqa: PLR0913  one call for a whole tensor: a call a block costs more
-        size, base, sources, ranks, weights, scales, state, seeds, left, divisor, factor, out
+        size, base, sources, ranks, factors, weights, state, seeds, left, divisor, factor, out
     ):
         """Write ``base + factor * sum / divisor`` to the address ``out``; return whether all is finite.
 
-        ``base``, ``sources`` and ``ranks`` are addresses; without scales all are 1. What is written to:
-        ``state`` (int32), and ``left`` (int64), how many ties of each model still stay.
+        ``base``, ``sources`` and ``ranks`` are addresses, ``factors`` those of the deltas. Written to are
+        ``state`` (int32) and ``left`` (int64), how many ties of each model still stay.
         """
         divisor, factor = np.float32(divisor), np.float32(factor)
         finite = True
@@ -375,7 +372,7 @@ def compiled(kind: Kind) -> Any:
             for i in range(low, high):
                 start = read(source, base, i) if based else np.float32(0)
                 total, counted = summed(
-                    rule, elect, source, i, np.int32(i - low), start, sources, ranks, weights, scales, values
+                    rule, elect, source, i, np.int32(i - low), start, sources, ranks, factors, weights, values
                 )
                 found = plus(found, counted)
                 if divided:

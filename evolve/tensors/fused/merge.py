@@ -64,7 +64,7 @@ def merge(
     factor: float = 1.0,
     sink: Sink | None = None,
 ) -> Tensor:
-    """Return ``base + factor * sum / divisor``, the sum over ``weight * scale * kept(tensor - base)``.
+    """Return ``base + factor * sum / divisor``, the sum over ``(scale * weight) * kept(tensor - base)``.
 
     All arithmetic is float32, in the order of ``terms``, with one rounding at the end. A NaN or an infinity
     in a tensor comes out as one or the other.
@@ -153,8 +153,8 @@ def merge_compiled(
         0 if start is None else start.data_ptr(),
         tuple([tensor.data_ptr() for tensor in tensors]),
         _addresses(terms, ranks),
+        tuple([float(term.scale * term.weight) for term in terms]),
         tuple([float(term.weight) for term in terms]),
-        () if all(term.scale == 1 for term in terms) else tuple([float(term.scale) for term in terms]),
         state,
         seeds,
         left,
