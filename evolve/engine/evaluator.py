@@ -131,11 +131,7 @@ class Evaluator:
                 )
             model = prefetched(model, self._spec.threads)
 
-        def timed(name: str) -> Tensor:
-            with clock.phase("build"):
-                return model.tensor(name)
-
-        return replace(model, tensor=timed)
+        return replace(model, tensor=_Timed(model, clock))
 
     @contextlib.contextmanager
     def _room_to_train(self, recipe: Recipe) -> Iterator[None]:
@@ -271,6 +267,22 @@ class _Clock:
 
     def report(self) -> Mapping[str, float]:
         return {**self._seconds, "total": time.perf_counter() - self._began}
+
+
+class _Timed:
+    """The tensors of a model; the time that they take counts as ``build``."""
+
+    def __init__(self, model: Model, clock: _Clock) -> None:
+        self._model = model
+        self._clock = clock
+
+    def __call__(self, name: str) -> Tensor:
+        with self._clock.phase("build"):
+            return self._model.tensor(name)
+
+    def fill(self, targets: Mapping[str, Tensor]) -> None:
+        with self._clock.phase("build"):
+            self._model.fill(targets)
 
 
 class _LogCapture(logging.Handler):

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from evolve.tensors.blocks import BLOCK, Floats, blocks, shared
-from evolve.tensors.fused.terms import STEPS, RankedChance
+from evolve.tensors.fused.terms import RANKED_STEPS, RankedChance
 from evolve.tensors.selection import kept
 
 if TYPE_CHECKING:
@@ -115,17 +115,8 @@ def ranked_chance(ranks: Tensor, density: float, epsilon: float, seed: int, *, r
         rescale: Divide what stays by its own probability, which keeps the expectation.
     """
     width = _width(ranks)
-    slope = 2 * np.arange(width) / (width - 1) - 1 if width > 1 else np.zeros(width)
-    limits = np.rint(np.clip(density + epsilon * slope, 0.0, 1.0) * STEPS)
-    factors = np.ones(width)
-    if rescale:
-        np.divide(STEPS, limits, out=factors, where=limits > 0)
-    return RankedChance(
-        seed,
-        ranks,
-        torch.from_numpy(limits.astype(np.int64)).to(ranks.device),
-        torch.from_numpy(factors.astype(np.float32)).to(ranks.device),
-    )
+    lowest, slope = (density - epsilon, 2 * epsilon / (width - 1)) if width > 1 else (density, 0.0)
+    return RankedChance(seed, ranks, lowest * RANKED_STEPS, slope * RANKED_STEPS, rescale)
 
 
 def row_ranks(tensor: Tensor, base: Tensor) -> Tensor:

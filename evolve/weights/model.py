@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from evolve.errors import CandidateError
 from evolve.types import content_hash
 
 if TYPE_CHECKING:
@@ -36,6 +37,17 @@ class TensorSpec:
         return count
 
 
+def put(name: str, tensor: Tensor, target: Tensor) -> None:
+    """Copy a tensor into another one, of any type.
+
+    Raises:
+        CandidateError: Their shapes differ.
+    """
+    if tensor.shape != target.shape:
+        raise CandidateError("build", f"{name} came out as {list(tensor.shape)}, not {list(target.shape)}")
+    target.copy_(tensor)
+
+
 @dataclass(frozen=True)
 class Model:
     """A readable model: on disk, or computed tensor by tensor.
@@ -44,7 +56,8 @@ class Model:
         config: The content of config.json.
         specs: Tensor name to spec, in the order in which tensors are best read. A tied head is absent, and
             so are buffers that every loader computes itself.
-        tensor: Returns one tensor by name, with its own storage or one that nobody writes to.
+        tensor: Returns one tensor by name, with its own storage or one that nobody writes to. It may have a
+            method ``fill`` beside, which does what :meth:`fill` says without a copy.
         files: Where the tokenizer, generation config and other side files are: a folder, or one with changes.
         finite: Whether ``tensor`` raises itself where a value is NaN or infinite.
         exact: Returns one tensor before its rounding to the type in ``specs``, where there is such a thing
@@ -71,6 +84,27 @@ class Model:
         """Yield every tensor in the order of ``specs``, one at a time."""
         for name in self.specs:
             yield name, self.tensor(name)
+
+    def fill(self, targets: Mapping[str, Tensor]) -> None:
+        """Compute tensors into others, such as an engine's, in the order of ``targets``.
+
+        What is written is the tensor in the type of its spec, widened or rounded once more where the target
+        has another type. When it raises, what is in the targets means nothing.
+
+        Args:
+            targets: Tensor name to a tensor without gradient, which is written to as a whole.
+
+        Raises:
+            CandidateError: A shape differs, and whatever ``tensor`` raises.
+        """
+        import torch
+
+        straight = getattr(self.tensor, "fill", None)
+        if straight is not None:
+            straight(targets)
+            return
+        for name, target in targets.items():
+            put(name, self.tensor(name).to(getattr(torch, self.specs[name].dtype)), target)
 
     @property
     def tied(self) -> bool:

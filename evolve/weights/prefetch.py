@@ -1,4 +1,4 @@
-"""Computing a model's tensors before they are asked for."""
+"""Computing a model's tensors with several threads, before they are asked for or all at once."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from torch import Tensor
 
     from evolve.weights.model import Model
@@ -16,9 +18,10 @@ if TYPE_CHECKING:
 def prefetched(model: Model, threads: int) -> Model:
     """Return the same model, whose next tensors are computed by threads while one is used.
 
-    Each time a tensor is asked for, those that follow it in ``specs`` are begun, one for each thread: so many
-    results are held besides those that the reader keeps. Whoever reads in another order gets the same
-    tensors, but later: most of what was begun is thrown away and computed again.
+    ``fill`` gives each thread a tensor at a time. Each time that one is asked for, those that follow it in
+    ``specs`` are begun, one for each thread: so many results are held besides those that the reader keeps.
+    Whoever reads in another order gets the same tensors, but later: most of what was begun is thrown away and
+    computed again.
 
     Args:
         model: Its ``tensor`` must be safe to call from threads.
@@ -50,3 +53,22 @@ class _Prefetch:
                 if other not in self._begun:
                     self._begun[other] = self._pool.submit(self._model.tensor, other)
         return self._model.tensor(name) if wanted is None else wanted.result()
+
+    def fill(self, targets: Mapping[str, Tensor]) -> None:
+        """Compute all, a tensor a thread at a time; the first error stops the others after theirs."""
+        left = iter(targets.items())
+        failed = threading.Event()
+
+        def work() -> None:
+            try:
+                # One iterator for all threads: each entry goes to one of them.
+                for name, target in left:
+                    self._model.fill({name: target})
+                    if failed.is_set():
+                        return
+            except BaseException:
+                failed.set()
+                raise
+
+        for thread in [self._pool.submit(work) for _ in range(self._window)]:
+            thread.result()

@@ -5,9 +5,9 @@
 
 Models with the tensors of SmolLM2-135M (or scaled by --scale), bfloat16, random, each expert a noised copy of
 the base. Ours is what a search does for each candidate: other weights and densities each time, parents mapped
-and warm, every tensor merged and copied into the tensors of a running model; and, for the command, `evolve
-build` onto disk. The limit: all parents read and one result written at the speed of a copy with the same
-threads, measured in the same run. Ours and the peer are both warm and take turns, one call each.
+and warm, every tensor merged into one of a running model; and, for the command, `evolve build` onto disk. The
+limit: all parents read and one result written at the speed of a copy with the same threads. Ours, the peer
+(both warm) and the limit take turns, one call each; figures are medians.
 """
 
 from __future__ import annotations
@@ -46,8 +46,8 @@ DENSE = ("ties", "dare_ties", "della")
 _PROFILED = 5
 _PARTS = {
     "compiled pass": ("fused",),
-    "NaN in the result": ("no_full_exponent",),
-    "copy into the engine": ("copy_",),
+    "NaN outside of it": ("no_full_exponent",),
+    "copies": ("copy_",),
 }
 
 
@@ -147,8 +147,7 @@ class Ours:
 
         began = time.perf_counter()
         model: Model = build(recipe(method, self.folders, turn), self.parents, memo=self.memo)
-        for name, tensor in prefetched(model, self.threads).tensors():
-            self.engine[name].copy_(tensor)
+        prefetched(model, self.threads).fill(self.engine)
         return time.perf_counter() - began
 
     def command(self, method: str, turn: int, folder: Path) -> float:
@@ -245,15 +244,19 @@ def limit(bytes_read: int, bytes_written: int, threads: int) -> float:
 
 
 def _pairs(
-    pairs: int, ours: Callable[[int], float], peer: Callable[[int], float] | None
-) -> tuple[list[float], list[float]]:
-    """Return the seconds of each turn: one call of ours, then one of the peer's."""
-    mine, theirs = [], []
+    pairs: int,
+    ours: Callable[[int], float],
+    peer: Callable[[int], float] | None,
+    floor: Callable[[], float],
+) -> tuple[list[float], list[float], list[float]]:
+    """Return the seconds of each turn: one call of ours, one of the peer's, and the limit."""
+    mine, theirs, floors = [], [], []
     for turn in range(pairs):
         mine.append(ours(turn))
         if peer is not None:
             theirs.append(peer(turn))
-    return mine, theirs
+        floors.append(floor())
+    return mine, theirs, floors
 
 
 def measure(
@@ -271,14 +274,14 @@ def measure(
         if peer is not None:
             peer.candidate(method, 100)  # both are warm
         count = parents + (method != "linear")
-        floor = limit(size * count, size, options.threads)
         name = f"{method}, {parents} parents"
         times[name] = _pairs(
             options.pairs,
             lambda turn, method=method: ours.candidate(method, turn),
             None if peer is None else lambda turn, method=method: peer.candidate(method, turn),
+            lambda count=count: limit(size * count, size, options.threads),
         )
-        mine, theirs = (statistics.median(side) if side else None for side in times[name])
+        mine, theirs, floor = (statistics.median(side) if side else None for side in times[name])
         rows.append(Row(f"{name}, into the engine", mine, theirs, floor))
         rows.append(Row(f"{name}, the first candidate", first))
         print(

@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from evolve.stages.merge.plan import tensor_seed
-from evolve.tensors.random import words
+from evolve.tensors.random import draws
 from tests.architectures import make
 
 if TYPE_CHECKING:
@@ -96,7 +96,7 @@ def write_words(
     drawn = {}
     for name, model in models.items():
         for tensor, spec in model.specs.items():
-            numbers = words(tensor_seed(seed, name, tensor), 0, spec.numel).astype("int64")
+            numbers = draws(tensor_seed(seed, name, tensor), 0, spec.numel).astype("int64")
             drawn[f"{paths[name]}|{tensor}"] = torch.from_numpy(numbers).reshape(spec.shape)
     save_file(drawn, target)
     return drawn

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 import torch
@@ -88,3 +89,44 @@ def test_an_error_comes_where_the_tensor_is_asked_for(tmp_path):
     with pytest.raises(CandidateError, match="w2"):
         model.tensor("w2")
     assert model.tensor("w3").tolist() == [3.0] * 4
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_targets_are_filled_each_once_in_the_type_of_the_spec(threads, tmp_path):
+    source = Source(tmp_path)
+    specs = dict(source.model.specs) | {"w3": TensorSpec((4,), "bfloat16")}
+    model = prefetched(
+        replace(source.model, specs=specs, tensor=lambda name: source.tensor(name) + 1 / 256), threads
+    )
+    targets = {name: torch.full((4,), -1.0) for name in reversed(specs) if name != "w7"}
+    model.fill(targets)
+    assert source.computed == dict.fromkeys(targets, 1)
+    for name, target in targets.items():
+        # 3 + 1/256 is no bfloat16.
+        assert target.tolist() == [float(name[1:]) + (0 if name == "w3" else 1 / 256)] * 4
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_the_first_error_stops_a_fill(threads, tmp_path):
+    source = Source(tmp_path)
+
+    def tensor(name):
+        if name == "w5":
+            raise CandidateError("non_finite", "w5: too large")
+        return source.tensor(name)
+
+    model = prefetched(replace(source.model, tensor=tensor), threads)
+    with pytest.raises(CandidateError, match="w5: too large"):
+        model.fill({name: torch.empty(4) for name in source.model.specs})
+    assert sum(source.computed.values()) < 5 + 2 * threads
+    # The next one works.
+    target = torch.empty(4)
+    model.fill({"w6": target})
+    assert target.tolist() == [6.0] * 4
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_a_tensor_of_another_shape_is_not_spread_over_the_target(threads, tmp_path):
+    model = prefetched(Source(tmp_path).model, threads)
+    with pytest.raises(CandidateError, match=r"w2 came out as \[4\], not \[2, 4\]"):
+        model.fill({"w2": torch.empty(2, 4)})

@@ -14,7 +14,6 @@ from evolve.score.engines.fit import (
     as_candidate_error,
     hf_config,
     parameter_names,
-    rounded,
     side_files,
     side_key,
     write_side_files,
@@ -142,15 +141,9 @@ class HfEngine:
         self._drop()
 
     def _copy(self, model: Model) -> None:
-        import torch
-
-        assert self._identity is not None
-        target = getattr(torch, self._identity.dtype)
         state = self._lm.model.state_dict()
         try:
-            with torch.no_grad():
-                for name, own in self._names.items():
-                    state[own].copy_(rounded(model, name, target))
+            model.fill({name: state[own] for name, own in self._names.items()})
         except Exception as error:
             raise as_candidate_error(error, "build") from error
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from evolve.tensors.fused import Buffers
+    from evolve.tensors.fused import Sink
 
 
 __all__ = ["Inputs", "MergeMethod", "Param", "Statistic"]
@@ -54,9 +54,10 @@ class Inputs:
         base: The base model's tensor, of such a type, or None for a method without a base.
         per_model: For each of ``tensors`` the values of the per-model parameters.
         shared: Values of the global parameters.
-        seeds: For each of ``tensors`` a seed that depends on (seed, model, tensor name) alone.
+        seeds: For each of ``tensors`` a seed that depends on (seed, model, tensor name) alone; empty for a
+            method that is deterministic.
         dtype: Type of the result for a method that says ``stored``; None: float32.
-        buffers: Where such a method gets the memory for the result; None: from the system.
+        sink: Where the result of such a method is written; None: into new memory.
         remember: ``remember(kind, index, compute)`` returns what ``compute()`` gives, kept from an earlier
             candidate if it can be: for values that depend on model ``index`` and the base alone; for None on
             the models alone, all of them.
@@ -71,7 +72,7 @@ class Inputs:
     shared: Mapping[str, float]
     seeds: tuple[int, ...]
     dtype: torch.dtype | None = None
-    buffers: Buffers | None = None
+    sink: Sink | None = None
     remember: Callable[[str, int | None, Callable[[], Any]], Any] = _not_kept
     statistics: tuple[Statistic | None, ...] = ()
 

@@ -29,4 +29,4 @@ class Linear(MergeMethod):
 
         divisor = total(inputs, column(inputs, "weight")) if inputs.shared["normalize"] else 1.0
         # Not through Inputs.base: whole models are added, not task vectors.
-        return merge(None, terms(inputs), dtype=inputs.out, divisor=divisor, buffers=inputs.buffers)
+        return merge(None, terms(inputs), dtype=inputs.out, divisor=divisor, sink=inputs.sink)

@@ -36,9 +36,7 @@ class ModelStock(MergeMethod):
         if not inputs.shared["filter_wise"]:
             t = float(inputs.remember("stock", None, lambda: _ratio(_deltas(inputs), whole=True))[0])
             terms = [Term(tensor, 1.0) for tensor in inputs.tensors]
-            return merge(
-                start(inputs), terms, dtype=inputs.out, divisor=count, factor=t, buffers=inputs.buffers
-            )
+            return merge(start(inputs), terms, dtype=inputs.out, divisor=count, factor=t, sink=inputs.sink)
         deltas = _deltas(inputs)
         share = _ratio(deltas, whole=False) / count
         base = start(inputs).to("cpu", deltas[0].dtype)

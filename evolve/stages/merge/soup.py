@@ -26,4 +26,4 @@ class UniformSoup(MergeMethod):
         from evolve.tensors.fused import Term, merge
 
         terms = [Term(tensor, 1.0) for tensor in inputs.tensors]
-        return merge(None, terms, dtype=inputs.out, divisor=float(len(terms)), buffers=inputs.buffers)
+        return merge(None, terms, dtype=inputs.out, divisor=float(len(terms)), sink=inputs.sink)

@@ -108,7 +108,7 @@ class MergeStage:
             memo=memo,
         )
         files = inputs[merge.donor or merge.reference].files
-        return Model(config, specs, plan.tensor, files, finite=True, same=plan.same())
+        return Model(config, specs, plan, files, finite=True, same=plan.same())
 
 
 def _given(merge: MergeBlock, models: Mapping[str, Model]) -> dict[str, Model]:

@@ -134,7 +134,7 @@ def _merged(
         elect=elect,
         divisor=divisor,
         factor=inputs.shared["lambda"],
-        buffers=inputs.buffers,
+        sink=inputs.sink,
     )
 
 

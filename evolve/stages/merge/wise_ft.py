@@ -33,4 +33,4 @@ class WiseFt(MergeMethod):
         shares = ((start(inputs), 1 - alpha), (inputs.tensors[0], alpha))
         terms = [Term(tensor, share) for tensor, share in shares]
         # Not through Inputs.base: whole models are added, not a task vector.
-        return merge(None, terms, dtype=inputs.out, buffers=inputs.buffers)
+        return merge(None, terms, dtype=inputs.out, sink=inputs.sink)

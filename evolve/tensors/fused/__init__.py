@@ -7,7 +7,7 @@ else (a GPU, mixed types) it runs the same operations one by one in torch. Both 
 
 from evolve.tensors.fused.buffers import Buffers
 from evolve.tensors.fused.finite import all_finite
-from evolve.tensors.fused.merge import merge
+from evolve.tensors.fused.merge import Sink, merge
 from evolve.tensors.fused.terms import Chance, Everything, Keep, Magnitude, RankedChance, Term, chance
 
 __all__ = [
@@ -17,6 +17,7 @@ __all__ = [
     "Keep",
     "Magnitude",
     "RankedChance",
+    "Sink",
     "Term",
     "all_finite",
     "chance",

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Literal
 
 import torch
 
-from evolve.tensors.fused.terms import Chance, Magnitude, RankedChance
-from evolve.tensors.random import words_on
+from evolve.tensors.fused.terms import RANKED_STEPS, Chance, Magnitude, RankedChance
+from evolve.tensors.random import draws_on
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -31,7 +31,7 @@ def merge_eagerly(
     weighted = []
     for term in terms:
         delta = _kept(term.tensor.float() - start, term.keep)
-        weighted.append(delta * _single(term.scale) * _single(term.weight))
+        weighted.append(delta * _single(term.scale * term.weight))
     total = weighted[0].clone()
     for values in weighted[1:]:
         total += values
@@ -53,12 +53,14 @@ def _kept(delta: Tensor, keep: Keep) -> Tensor:
         first = (tie.cumsum(0) <= keep.ties) & tie
         return delta * ((size > keep.threshold) | first.view(size.shape))
     if isinstance(keep, Chance):
-        stays = words_on(delta.device, keep.seed, delta.numel()) < keep.limit
+        stays = draws_on(delta.device, keep.seed, delta.numel()) < keep.limit
         return delta * stays.view(delta.shape)
     if isinstance(keep, RankedChance):
-        ranks = keep.ranks.to(torch.int64)
-        stays = words_on(delta.device, keep.seed, delta.numel()).view(delta.shape) < keep.limits[ranks]
-        return delta * torch.where(stays, keep.factors[ranks], 0.0)
+        line = keep.ranks.to(torch.int32).float() * _single(keep.step) + _single(keep.low)
+        limits = line.clamp(0, RANKED_STEPS).round()
+        drawn = (draws_on(delta.device, keep.seed, delta.numel()) >> 8).float()
+        factors = RANKED_STEPS / limits if keep.rescale else torch.ones_like(limits)
+        return delta * torch.where(drawn.view(delta.shape) < limits, factors, 0.0)
     return delta
 
 

@@ -15,7 +15,7 @@ def all_finite(tensor: Tensor) -> bool:
     if not tensor.is_floating_point() or tensor.numel() == 0:
         return True
     if tensor.device.type == "cpu" and tensor.dtype in _WORDS and tensor.is_contiguous():
-        from evolve.tensors.fused.kernel import no_full_exponent
+        from evolve.tensors.fused.exponents import no_full_exponent
 
         word, mask = _WORDS[tensor.dtype]
         return bool(no_full_exponent(tensor.detach().view(word).view(-1).numpy(), mask))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
@@ -9,7 +10,7 @@ import torch
 
 from evolve.tensors.fused.buffers import Buffers
 from evolve.tensors.fused.eager import merge_eagerly
-from evolve.tensors.fused.terms import Chance, Magnitude, RankedChance
+from evolve.tensors.fused.terms import RANKED_STEPS, Chance, Everything, Magnitude, RankedChance
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -20,8 +21,37 @@ if TYPE_CHECKING:
 
 Elect: TypeAlias = Literal["sum", "mean"]
 
-# How numpy sees the stored types: it has no bfloat16, and numba no float16.
-_STORED = {torch.bfloat16: torch.uint16, torch.float16: torch.int16, torch.float32: torch.float32}
+_TYPES = {torch.bfloat16: 0, torch.float16: 1, torch.float32: 2}
+"""The numbers that the kernel has for the types."""
+_NO_INTS = np.zeros(1, np.int32)
+_NO_LONGS = np.zeros(1, np.int64)
+_NO_SEEDS = np.zeros(1, np.uint64)
+
+
+@dataclass
+class Sink:
+    """Where a compiled pass writes one result, and what it says of it.
+
+    Attributes:
+        buffers: Where memory for the result comes from; None: from the system.
+        target: A tensor that the result is written to if it can be, such as an engine's. Where its type is
+            another, the result in its own type is widened, or rounded once more.
+        result: What was written last, if a pass wrote here.
+        finite: Whether it has no NaN and no infinity, before the rounding to the target's type.
+    """
+
+    buffers: Buffers | None = None
+    target: Tensor | None = None
+    result: Tensor | None = None
+    finite: bool = False
+
+    def place(self, shape: torch.Size, dtype: torch.dtype) -> Tensor:
+        """Return memory for a result."""
+        target = self.target
+        fits = target is not None and _compiled(target) and target.is_contiguous() and target.shape == shape
+        if target is not None and fits:
+            return target
+        return (self.buffers or Buffers(0)).empty(shape, dtype)
 
 
 def merge(
@@ -32,9 +62,9 @@ def merge(
     elect: Elect | None = None,
     divisor: float = 1.0,
     factor: float = 1.0,
-    buffers: Buffers | None = None,
+    sink: Sink | None = None,
 ) -> Tensor:
-    """Return ``base + factor * sum / divisor``, the sum over ``weight * scale * kept(tensor - base)``.
+    """Return ``base + factor * sum / divisor``, the sum over ``(scale * weight) * kept(tensor - base)``.
 
     All arithmetic is float32, in the order of ``terms``, with one rounding at the end. A NaN or an infinity
     in a tensor comes out as one or the other.
@@ -48,85 +78,131 @@ def merge(
             weights that took part, so that the result is never larger than the largest term.
         divisor: Not zero.
         factor: Lambda.
-        buffers: Where a result on the CPU gets its memory from; None: from the system.
+        sink: Where a result on the CPU goes; None: into new memory.
     """
     tensors = [term.tensor for term in terms] + ([] if base is None else [base])
-    if dtype in _STORED and all(_compiled(tensor) for tensor in tensors) and all(map(_short, terms)):
-        out = (buffers or Buffers(0)).empty(tensors[0].shape, dtype)
-        _merge_compiled(base, terms, out, elect=elect, divisor=divisor, factor=factor)
-        return out
-    return merge_eagerly(base, terms, dtype=dtype, elect=elect, divisor=divisor, factor=factor)
+    rule = _rule(terms) if dtype in _TYPES and all(map(_compiled, tensors)) else None
+    if rule is None:
+        return merge_eagerly(base, terms, dtype=dtype, elect=elect, divisor=divisor, factor=factor)
+    sink = sink or Sink()
+    out = sink.place(tensors[0].shape, dtype)
+    sink.finite = merge_compiled(
+        base, terms, out, rule=rule, dtype=dtype, elect=elect, divisor=divisor, factor=factor
+    )
+    sink.result = out
+    return out
 
 
 def _compiled(tensor: Tensor) -> bool:
-    return tensor.device.type == "cpu" and tensor.dtype in _STORED
+    return tensor.device.type == "cpu" and tensor.dtype in _TYPES
 
 
-def _short(term: Term) -> bool:
-    """Whether ranks fit into 16 bits, as the compiled pass wants them."""
-    return not isinstance(term.keep, RankedChance) or term.keep.ranks.dtype == torch.uint16
+def _rule(terms: Sequence[Term]) -> type[Keep] | None:
+    """Return the one rule of terms that do not all stay whole; None where the compiled pass has none."""
+    rules = {type(term.keep) for term in terms} - {Everything}
+    if len(rules) > 1:
+        return None
+    rule = rules.pop() if rules else Everything
+    if rule is RankedChance and any(_long(term.keep) for term in terms):
+        return None
+    return rule
 
 
-def _merge_compiled(
+def _long(keep: Keep) -> bool:
+    """Whether ranks do not fit into 16 bits, as the compiled pass wants them."""
+    return isinstance(keep, RankedChance) and keep.ranks.dtype != torch.uint16
+
+
+def merge_compiled(
     base: Tensor | None,
     terms: Sequence[Term],
     out: Tensor,
     *,
-    elect: Elect | None,
-    divisor: float,
-    factor: float,
-) -> None:
+    rule: type[Keep],
+    dtype: torch.dtype,
+    elect: Elect | None = None,
+    divisor: float = 1.0,
+    factor: float = 1.0,
+) -> bool:
+    """Write to ``out``, contiguous and of any of the types, what :func:`merge` returns in ``dtype``.
+
+    Returns:
+        Whether that has no NaN and no infinity.
+    """
     from evolve.tensors.fused import kernel
 
-    tensors = [term.tensor for term in terms] + ([] if base is None else [base])
-    types = {tensor.dtype for tensor in tensors}
-    stored = types.pop() if len(types) == 1 else torch.float32
+    types = {term.tensor.dtype for term in terms} | ({base.dtype} if base is not None else set())
+    source = types.pop() if len(types) == 1 else torch.float32
     # Kept in a list: the kernel has their addresses only.
-    arrays = [_array(term.tensor.to(stored)) for term in terms]
-    origin = np.empty(0, arrays[0].dtype) if base is None else _array(base.to(stored))
-    ranks = [_ranks(term.keep) for term in terms]
-    tables = [_table(term.keep) for term in terms]
-    kernel.fused(
-        origin,
-        base is not None,
-        np.array([array.ctypes.data for array in arrays], np.int64),
-        np.array([term.weight for term in terms], np.float32),
-        np.array([term.scale for term in terms], np.float32),
-        np.array([_mode(term.keep) for term in terms], np.int64),
-        np.array([getattr(term.keep, "threshold", 0) for term in terms], np.int64),
-        np.array([getattr(term.keep, "ties", 0) for term in terms], np.int64),
-        np.array([getattr(term.keep, "seed", 0) for term in terms], np.uint64),
-        np.array([getattr(term.keep, "limit", 0) for term in terms], np.uint64),
-        np.array([0 if array is None else array.ctypes.data for array in ranks], np.int64),
-        np.array([0 if array is None else array.ctypes.data for array in tables], np.int64),
-        {None: kernel.NO_SUM, "sum": kernel.SUM, "mean": kernel.MEAN}[elect],
-        np.float32(divisor),
-        np.float32(factor),
-        _array(out),
+    tensors = [_plain(term.tensor, source) for term in terms]
+    start = None if base is None else _plain(base, source)
+    ranks = [term.keep.ranks for term in terms if isinstance(term.keep, RankedChance)]
+    ranks = [each.contiguous() for each in ranks]
+    state, seeds, left = _state(rule, terms)
+    kind = kernel.Kind(
+        rule=_RULES[rule],
+        elect=_ELECT[elect],
+        based=base is not None,
+        divided=divisor != 1,
+        source=_TYPES[source],
+        rounded=_TYPES[dtype],
+        stored=_TYPES[out.dtype],
     )
+    finite = kernel.compiled(kind)(
+        out.numel(),
+        0 if start is None else start.data_ptr(),
+        tuple([tensor.data_ptr() for tensor in tensors]),
+        _addresses(terms, ranks),
+        tuple([float(term.scale * term.weight) for term in terms]),
+        tuple([float(term.weight) for term in terms]),
+        state,
+        seeds,
+        left,
+        float(divisor),
+        float(factor),
+        out.data_ptr(),
+    )
+    return bool(finite)
 
 
-def _mode(keep: Keep) -> int:
-    from evolve.tensors.fused import kernel
-
-    modes = {Magnitude: kernel.MAGNITUDE, Chance: kernel.CHANCE, RankedChance: kernel.RANKED}
-    return modes.get(type(keep), kernel.EVERYTHING)
+_RULES = {Everything: 0, Magnitude: 1, Chance: 2, RankedChance: 3}
+_ELECT = {None: 0, "sum": 1, "mean": 2}
 
 
-def _ranks(keep: Keep) -> Any:
-    return keep.ranks.contiguous().view(-1).numpy() if isinstance(keep, RankedChance) else None
+def _plain(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    if tensor.dtype != dtype:
+        tensor = tensor.to(dtype)
+    return tensor if tensor.is_contiguous() else tensor.contiguous()
 
 
-def _table(keep: Keep) -> Any:
-    """Return for each rank, in 64 bits, the last word that keeps an entry, and the bits of its factor."""
-    if not isinstance(keep, RankedChance):
-        return None
-    limits = keep.limits.numpy()
-    # Of a limit of 0 the word 0 would be left; its factor makes it zero.
-    factors = np.where(limits > 0, keep.factors.numpy(), np.float32(0))
-    last = np.maximum(limits - 1, 0).astype(np.uint64)
-    return last | (factors.view(np.uint32).astype(np.uint64) << np.uint64(32))
+def _addresses(terms: Sequence[Term], ranks: Sequence[Tensor]) -> tuple[int, ...]:
+    """Return where each term's ranks are; of one without ranks any that are long enough."""
+    places = [each.data_ptr() for each in ranks]
+    if len(places) in {0, len(terms)}:
+        return tuple(places)
+    own = iter(places)
+    return tuple([next(own) if isinstance(term.keep, RankedChance) else places[0] for term in terms])
 
 
-def _array(tensor: Tensor) -> Any:
-    return tensor.detach().contiguous().view(-1).view(_STORED[tensor.dtype]).numpy()
+def _state(rule: type[Keep], terms: Sequence[Term]) -> tuple[Any, Any, Any]:
+    """Return what the kernel reads of the rules, and writes to: its state, seeds, and ties that are left."""
+    keeps = [term.keep for term in terms]
+    if rule is Everything:
+        return _NO_INTS, _NO_SEEDS, _NO_LONGS
+    if rule is Magnitude:
+        thresholds = [keep.threshold if isinstance(keep, Magnitude) else -1 for keep in keeps]
+        left = [keep.ties if isinstance(keep, Magnitude) else 0 for keep in keeps]
+        # Counted is what equals the threshold; below 0 there is nothing to count.
+        return np.array(thresholds * 2, np.int32), _NO_SEEDS, np.array(left, np.int64)
+    seeds = [getattr(keep, "seed", 0) for keep in keeps]
+    keys = [0] * 3 * len(keeps)
+    last = [(keep.limit if isinstance(keep, Chance) else 1 << 32) - 1 for keep in keeps]
+    state = np.array(keys + last, np.uint32)
+    if rule is RankedChance:
+        # Of a model that stays whole all words are below the limit, which is also the factor's divisor.
+        lows = [keep.low if isinstance(keep, RankedChance) else RANKED_STEPS for keep in keeps]
+        steps = [keep.step if isinstance(keep, RankedChance) else 0.0 for keep in keeps]
+        scaled = [isinstance(keep, RankedChance) and keep.rescale for keep in keeps]
+        line = np.array(lows + steps, np.float32).view(np.uint32)
+        state = np.concatenate([state, line, np.array(scaled, np.uint32)])
+    return state.view(np.int32), np.array(seeds, np.uint64), _NO_LONGS

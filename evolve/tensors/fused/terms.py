@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 STEPS = 1 << 32  # one random word decides in steps of 1/2**32
+RANKED_STEPS = 1 << 24  # a float32 holds every one of these
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ class Chance:
 
     Attributes:
         seed: From 0 to 2**64 - 1: the key of the generator.
-        limit: The entry stays if its random word is below; from 0 to 2**32.
+        limit: The entry stays if its random word is below; from 1 to 2**32.
     """
 
     seed: int
@@ -44,19 +45,24 @@ class Chance:
 
 @dataclass(frozen=True)
 class RankedChance:
-    """Each entry stays with the probability of its rank in its row, and is divided by it (DELLA).
+    """Each entry stays with a probability that is linear in its rank in its row (DELLA).
+
+    The probability is ``low + step * rank``, in float32, kept within 0 and 2**24 and rounded to a whole
+    number: an entry stays if the upper 24 bits of its random word are below.
 
     Attributes:
         seed: As in :class:`Chance`.
-        ranks: uint16, contiguous, the shape of the tensor.
-        limits: int64, one for each rank: as in :class:`Chance`.
-        factors: float32, one for each rank: what stays is multiplied by it.
+        ranks: uint16 or int32, contiguous, the shape of the tensor.
+        low: Of rank 0, in units of 2**-24.
+        step: From one rank to the next, in the same units.
+        rescale: Divide what stays by its probability.
     """
 
     seed: int
     ranks: Tensor
-    limits: Tensor
-    factors: Tensor
+    low: float
+    step: float
+    rescale: bool
 
 
 Keep: TypeAlias = Everything | Magnitude | Chance | RankedChance

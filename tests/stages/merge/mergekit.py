@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from evolve.stages.merge.plan import tensor_seed
-from evolve.tensors.random import words
+from evolve.tensors.random import draws
 from tests.tensors.rules import drop
 
 if TYPE_CHECKING:
@@ -100,8 +100,8 @@ def write_ranked_masks(
             rows = delta.reshape(-1, spec.shape[-1])
             ranks = rows.abs().argsort(dim=1, descending=True, stable=True).argsort(dim=1).double()
             chances = density + epsilon * (1 - 2 * ranks / (rows.shape[1] - 1))
-            limits = torch.round(chances.clamp(0, 1) * 2**32).reshape(spec.shape)
-            drawn = words(tensor_seed(seed, name, tensor), 0, spec.numel).astype("int64")
+            limits = (torch.round(chances.clamp(0, 1) * 2**24) * 2**8).reshape(spec.shape)
+            drawn = draws(tensor_seed(seed, name, tensor), 0, spec.numel).astype("int64")
             masks[f"{paths[name]}|{tensor}"] = torch.from_numpy(drawn).reshape(spec.shape) < limits
     save_file(masks, target)
     return target

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from tests.stages.merge import reference as ref
 from tests.stages.merge import reference_more as more
 from tests.stages.merge.test_methods import call
-from tests.tensors.test_rules import philox_words
+from tests.tensors.test_rules import draw_words
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -107,7 +107,7 @@ def test_della(shape: tuple[int, ...], name: str, combine: Callable[..., list[fl
         def prune(i: int, delta: Array) -> Array:
             # Ranks are those of float32 differences.
             rounded = delta.astype(np.float32).astype(np.float64)
-            words = philox_words(SEEDS[i], delta.size)
+            words = draw_words(SEEDS[i], delta.size)
             return more.magprune(rounded, densities[i], epsilon, words, rescale)  # noqa: B023
 
         models = [exact(one), exact(two)]

@@ -13,6 +13,7 @@ from evolve.registry import STAGES
 from evolve.stages.merge import MergeStage
 from evolve.stages.merge.layers import layer_count, layer_of
 from evolve.stages.merge.plan import tensor_seed
+from evolve.weights.prefetch import prefetched
 from evolve.weights.reader import open_model
 from tests.stages.merge import reference as ref
 from tests.stages.merge.memory import NAMES, block, memory_model, random_model
@@ -235,6 +236,44 @@ def test_what_is_not_finite_names_tensor_and_model(models: dict[str, Model]) -> 
     big = block("passthrough", {"one": {"scale": 1e6}}, dtype="float16")
     with pytest.raises(CandidateError, match="too large for float16"):
         merged(big, models)
+
+
+@pytest.mark.parametrize(
+    "method", ["linear", "ties", "dare_ties", "della", "model_stock", "slerp", "nearswap"]
+)
+@pytest.mark.parametrize("kind", ["bfloat16", "float32"])
+def test_what_is_filled_in_is_what_is_read(models: dict[str, Model], method: str, kind: str) -> None:
+    """An engine in float32 gets the numbers of the recipe's type, widened; with any number of threads."""
+    parameters = {"model_stock": {}, "slerp": {}, "nearswap": {}}.get(method, {"weight": 0.3})
+    entries = (
+        {"one": parameters} if method in {"slerp", "nearswap"} else {"one": parameters, "two": parameters}
+    )
+    shared = {"slerp": {"parameters": {"t": 0.3}}, "nearswap": {"parameters": {"t": 0.01}}}.get(method, {})
+    base = {} if method == "linear" else {"base_model": "base"}
+    model = MergeStage.run(block(method, entries, dtype=kind, **base, **shared), models, seed=0)
+    for stored in (torch.bfloat16, torch.float32, torch.float64):
+        for threads in (1, 2, 3):
+            targets = {name: torch.full(spec.shape, 7.0, dtype=stored) for name, spec in model.specs.items()}
+            prefetched(model, threads).fill(targets)
+            for name, target in targets.items():
+                assert torch.equal(target, model.tensor(name).to(stored)), name
+
+
+@pytest.mark.parametrize("method", ["linear", "ties", "dare_ties"])
+def test_a_tensor_that_is_filled_in_is_checked(models: dict[str, Model], method: str) -> None:
+    base = {} if method == "linear" else {"base_model": "base"}
+    config = block(method, {"one": {"weight": 1e38}, "two": {"weight": 1e38}}, dtype="bfloat16", **base)
+    if method == "linear":
+        config = config.model_copy(update={"parameters": {"normalize": False}})
+    huge = {name: scaled(model, 1e6) for name, model in models.items()}
+    model = MergeStage.run(config, huge, seed=0)
+    with pytest.raises(CandidateError, match=f"{NAMES[0]}: the merge gives NaN or infinity") as caught:
+        prefetched(model, 2).fill({NAMES[0]: torch.empty(model.specs[NAMES[0]].shape)})
+    assert caught.value.kind == "non_finite"
+
+
+def scaled(model: Model, factor: float) -> Model:
+    return memory_model({name: model.tensor(name) * factor for name in model.specs})
 
 
 def test_a_range_that_is_left_fails_before_any_tensor_is_read(models: dict[str, Model]) -> None:
