@@ -49,6 +49,15 @@ class Range(Block):
     """Only low, low + step, low + 2 step and so on."""
     knots: int | None = Field(default=None, ge=1, le=10_000)
     """Number of points over the depth of the model, each a gene of its own."""
+    off_below: float | None = None
+    """Values under this mean 0: what the number belongs to is off, a switch without a gene of its own."""
+
+    @property
+    def ends(self) -> tuple[float, float]:
+        """The smallest and the largest value that it can give; 0 is one where it can be off."""
+        if self.off_below is None:
+            return self.low, self.high
+        return min(0.0, self.off_below), max(0.0, self.high)
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -61,6 +70,11 @@ class Range(Block):
         if self.step is not None and self.step > self.high - self.low:
             raise ValueError(
                 f"step {self.step:g} is larger than the range from {self.low:g} to {self.high:g}"
+            )
+        if self.off_below is not None and not self.low < self.off_below < self.high:
+            raise ValueError(
+                f"off_below must lie between {self.low:g} and {self.high:g}, or it is never or always off, "
+                f"got {self.off_below:g}"
             )
         return self
 
@@ -76,6 +90,8 @@ class IntRange(Range):
                 raise ValueError(f"{key} must be a whole number here, got {value:g}")
         if self.log:
             raise ValueError("whole numbers have no log range: list them, such as {choices: [8, 32, 128]}")
+        if self.off_below is not None:
+            raise ValueError("whole numbers have no off_below: list them, such as {choices: [0, 8, 16]}")
         if len(self.values) > MOST_VALUES:
             raise ValueError(f"more than {MOST_VALUES} whole numbers: give a larger step")
         return self
@@ -258,3 +274,20 @@ class StageBlock(Block):
     def draws(cls, plain: Mapping[str, Any]) -> bool:
         """Return whether the result of a plain block, every value fixed, depends on its seed."""
         return True
+
+    def needs(self) -> list[tuple[tuple[str | int, ...], str, str]]:
+        """Return ``(path inside the block, kind of stage, message)`` for what its input must come from.
+
+        A stage that may be off counts as one: where it is off, :meth:`without` says what the block is then.
+        """
+        return []
+
+    @classmethod
+    def without(cls, plain: dict[str, Any], kinds: frozenset[str]) -> dict[str, Any]:
+        """Return a plain block without what it only does where stages before it are on.
+
+        Args:
+            plain: Every value fixed.
+            kinds: Kinds of stages that its input would have gone through, and that are off.
+        """
+        return plain

@@ -247,7 +247,7 @@ def fixed_number(value: Any) -> float:
 def _values(value: Any) -> list[float]:
     """Return the numbers that decide on the bounds of a number, a range or a choice."""
     if isinstance(value, Range):
-        return [value.low, value.high]
+        return list(value.ends)
     if isinstance(value, Choices):
         return [choice for choice in value.choices if isinstance(choice, int | float)]
     return [value] if isinstance(value, int | float) else []

@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import math
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from evolve.errors import RunError
@@ -222,7 +222,7 @@ class StudySearcher:
 
     def _identity(self) -> dict[str, Any]:
         return {
-            "space": content_hash([asdict(gene) for gene in self._genes]),
+            "space": content_hash([gene.as_plain() for gene in self._genes]),
             "population": self._population,
             "seed": self._seed,
             "sampler": getattr(self._make_sampler, "__module__", ""),

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from decimal import Decimal
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 ChoiceValue: TypeAlias = bool | int | float | str
 
@@ -26,6 +26,7 @@ class Gene:
         log: Whether the scale is logarithmic.
         step: Distance between values, or None for a continuous gene; 1 for choices.
         choices: The values that the integers 0, 1, ... stand for, or None.
+        off_below: Values under this stand for 0, or None. The sampler sees the whole range.
     """
 
     name: str
@@ -34,6 +35,14 @@ class Gene:
     log: bool = False
     step: float | None = None
     choices: tuple[ChoiceValue, ...] | None = None
+    off_below: float | None = None
+
+    def as_plain(self) -> dict[str, Any]:
+        """Return plain data that is hashed; a key that came later is in it only where it is used."""
+        data = asdict(self)
+        if self.off_below is None:
+            del data["off_below"]
+        return data
 
     @property
     def integer(self) -> bool:
@@ -57,7 +66,8 @@ class Gene:
         value = min(max(float(value), self.low), self.high)
         if self.choices is not None:
             return self.choices[round(value)]
-        return value if self.step is None else self._nearest(value, self.step)
+        found = value if self.step is None else self._nearest(value, self.step)
+        return 0.0 if self.off_below is not None and found < self.off_below else found
 
     def _nearest(self, value: float, step: float) -> float:
         return on_grid(self.low, step, round((value - self.low) / step))

@@ -76,12 +76,21 @@ def _switched_on(stages: Sequence[Filled], models: Sequence[str], seed: int) -> 
     stands_for: dict[str, str] = {}
     kept: list[_Kept] = []
     previous = models[0]
+    # Kinds of stages that are off, which each output would have gone through; None: the output before.
+    off: dict[str | None, frozenset[str]] = {}
     for position, stage in enumerate(stages, start=1):
+        changes_one = "model" in type(stage.block).model_fields
+        kinds = off.get(stage.plain.get("model"), frozenset()) if changes_one else frozenset()
+        kinds = kinds - {stage.kind} if stage.plain.get("enabled", True) else kinds | {stage.kind}
+        off[None] = kinds
+        if stage.block.name:
+            off[stage.block.name] = kinds
         plain = rename(dict(stage.plain), stands_for)
         name, enabled = plain.pop("name", None), plain.pop("enabled", True)
-        if "model" in type(stage.block).model_fields and plain.get("model") is None:
+        if changes_one and plain.get("model") is None:
             plain["model"] = previous
         if enabled:
+            plain = type(stage.block).without(plain, kinds)
             output = name or _fresh(f"{stage.kind}{position}", taken)
             plain.setdefault("seed", seed)
             kept.append(_Kept(output, stage.kind, type(stage.block).effective(plain)))

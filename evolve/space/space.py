@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from evolve.config.dump import config_data
@@ -62,7 +62,7 @@ class Space:
     @property
     def key(self) -> str:
         """Hash of the genes: a study belongs to one."""
-        return content_hash([asdict(gene) for gene in self.genes])
+        return content_hash([gene.as_plain() for gene in self.genes])
 
     def centre(self) -> dict[str, float]:
         """Return the middle of every range, as the sampler sees it."""
@@ -150,10 +150,12 @@ def _genes(name: str, value: Range | Choices) -> tuple[Gene, ...]:
         # The last value that the steps reach, so that samplers and people see the same bounds.
         high = on_grid(value.low, value.step, int((value.high - value.low) / value.step + 1e-9))
     if value.knots is None or value.knots == 1:
-        return (Gene(name, value.low, high, value.log, value.step),)
-    return tuple(
-        Gene(f"{name}.{knot}", value.low, high, value.log, value.step) for knot in range(value.knots)
-    )
+        return (_interval(name, high, value),)
+    return tuple(_interval(f"{name}.{knot}", high, value) for knot in range(value.knots))
+
+
+def _interval(name: str, high: float, value: Range) -> Gene:
+    return Gene(name, value.low, high, value.log, value.step, off_below=value.off_below)
 
 
 def _choice(name: str, choices: tuple[ChoiceValue, ...]) -> Gene:

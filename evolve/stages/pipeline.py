@@ -266,6 +266,7 @@ def _wire(stages: Iterable[tuple[str, StageBlock]], models: Mapping[str, Model])
     blocks = list(stages)
     later = {block.name for _, block in blocks if block.name}
     before = next(iter(models)) if len(models) == 1 else None
+    gone_through: dict[str | None, frozenset[str]] = {}
     for number, (kind, original) in enumerate(blocks):
         place = f"pipeline.{number}.{kind}"
         problems: list[tuple[str, str]] = []
@@ -291,7 +292,14 @@ def _wire(stages: Iterable[tuple[str, StageBlock]], models: Mapping[str, Model])
             for name in block.measured
             if known.get(name, "a model") != "a model"
         ]
+        kinds = gone_through.get(getattr(block, "model", None), frozenset()) if not problems else None
+        problems += [
+            (".".join(map(str, (place, *path))), message)
+            for path, needed, message in block.needs()
+            if kinds is not None and needed not in kinds
+        ]
         output = block.name or f"\0{place}"
+        gone_through[output] = (kinds or frozenset()) | {kind}
         if output in known:
             problems.append((f"{place}.name", f"{output!r} is already {known[output]}; choose another name"))
         known.setdefault(output, f"the output of {place}")

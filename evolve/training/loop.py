@@ -6,6 +6,7 @@ import contextlib
 import logging
 import math
 import time
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,8 @@ import torch
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from evolve.errors import CandidateError
+from evolve.training.arguments import DECAY
+from evolve.training.schedules import infinite, steps_of_share
 from evolve.training.trainer import Control, Settings, count_items, mark_whole, steps_of
 
 if TYPE_CHECKING:
@@ -20,6 +23,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
+    from evolve.training.arguments import TrainingArgs
     from evolve.training.rows import Row
     from evolve.training.trainer import Objective
 
@@ -28,6 +32,13 @@ logger = logging.getLogger(__name__)
 _LINES = 50
 """About so many lines a run has in its log."""
 _TELL_SECONDS = 10.0
+_INFINITE = {
+    "num_cooldown_steps": "cooldown",
+    "num_decay_steps": "decay",
+    "constant_lr_ratio": "constant",
+    "min_lr_ratio": "least",
+}
+"""Keys of the config to arguments of the schedule."""
 
 
 def make_trainer(
@@ -53,6 +64,7 @@ def make_trainer(
     )
     trainer.objective = objective
     trainer.name = settings.name
+    trainer.arguments = settings.arguments
     trainer.each_alone = settings.control != Control()
     # The progress is ours, and the rest of the callbacks print.
     for callback in list(trainer.callback_handler.callbacks):
@@ -90,6 +102,7 @@ class _Trainer(Trainer):
     objective: Objective
     name: str
     each_alone: bool
+    arguments: TrainingArgs
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
@@ -108,6 +121,19 @@ class _Trainer(Trainer):
                 for parameter in group["params"]
             ]
         return optimizer
+
+    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
+        if self.arguments.lr_scheduler_type != "infinite":
+            return super().create_scheduler(num_training_steps, optimizer)
+        given = self.arguments.lr_scheduler_kwargs.model_dump(exclude_none=True)
+        schedule = infinite(
+            num_training_steps,
+            warmup=self.args.get_warmup_steps(num_training_steps),
+            **{_INFINITE.get(key, key): value for key, value in given.items()},
+        )
+        self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer or self.optimizer, schedule)
+        self._created_lr_scheduler = True
+        return self.lr_scheduler
 
     def _get_train_sampler(self, *_: Any, **__: Any) -> Any:
         return torch.utils.data.SequentialSampler(self.train_dataset)
@@ -208,39 +234,53 @@ class _Clock(TrainerCallback):
 
 
 class _Resting(TrainerCallback):
-    """Parameters that rest, wholly or in their first rows, and factors of learning rates."""
+    """Parameters that rest, wholly or in some rows, and factors of learning rates."""
 
     def __init__(self, network: Any, settings: Settings) -> None:
         self._control = settings.control
         self._trained = {name: p for name, p in network.named_parameters() if p.requires_grad}
-        self._first_rows: dict[str, int] = {}
-        self._kept: dict[str, Tensor] = {}
+        self._rows: dict[str, range] = {}
+        self._kept: dict[str, tuple[Tensor, Tensor]] = {}
         self._scaled: list[tuple[dict[str, Any], float]] = []
+        if self._control != Control():
+            for name, parameter in self._trained.items():
+                # In the backward pass, so that rows that rest have no part in the length that is clipped.
+                parameter.register_hook(partial(self._masked, name))
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         progress = state.global_step / max(1, state.max_steps)
         for name, parameter in self._trained.items():
             parameter.requires_grad_(self._control.rate(progress, name) > 0)
-            self._first_rows[name] = self._control.rows(progress, name)
+            if (rows := self._control.rows(progress, name)) is not None:
+                self._rows[name] = rows
+            else:
+                self._rows.pop(name, None)
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **more: Any) -> None:
-        progress = state.global_step / max(1, state.max_steps)
-        for name, parameter in self._trained.items():
-            first = self._first_rows.get(name, 0)
-            if first and parameter.grad is not None:
-                parameter.grad[:first] = 0
+        for name, rows in self._rows.items():
+            if self._trained[name].grad is not None:
                 # Decay and momentum would move them without a gradient.
-                self._kept[name] = parameter.detach()[:first].clone()
-        self._rates(more["optimizer"], progress)
+                before = self._trained[name].detach()
+                self._kept[name] = before[: rows.start].clone(), before[rows.stop :].clone()
+        self._rates(more["optimizer"], state.global_step / max(1, state.max_steps))
 
     def on_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         with torch.no_grad():
-            for name, rows in self._kept.items():
-                self._trained[name][: len(rows)] = rows
+            for name, (before, behind) in self._kept.items():
+                self._trained[name][: len(before)] = before
+                self._trained[name][len(self._trained[name]) - len(behind) :] = behind
         self._kept.clear()
         for group, rate in self._scaled:
             group["lr"] = rate
         self._scaled.clear()
+
+    def _masked(self, name: str, gradient: Tensor) -> Tensor | None:
+        rows = self._rows.get(name)
+        if rows is None:
+            return None
+        masked = torch.zeros_like(gradient)
+        masked[rows.start : rows.stop] = gradient[rows.start : rows.stop]
+        return masked
 
     def _rates(self, optimizer: Any, progress: float) -> None:
         if self._control == Control():
@@ -254,16 +294,22 @@ class _Resting(TrainerCallback):
 
 
 def _arguments(settings: Settings, steps: int) -> TrainingArguments:
-    given = settings.arguments.model_dump(exclude={"num_train_epochs"})
+    ours = {"num_train_epochs", "layerwise_lr_decay", "gradual_unfreezing", "lr_scheduler_kwargs"}
+    given = settings.arguments.model_dump(exclude=ours)
     warmup = given.pop("warmup_steps")
-    options = dict(given.pop("lr_scheduler_kwargs"))
-    if given["lr_scheduler_type"] == "warmup_stable_decay":
-        options.setdefault("num_decay_steps", max(1, steps // 10))
+    options = settings.arguments.lr_scheduler_kwargs.model_dump(exclude_none=True)
+    schedule = given.pop("lr_scheduler_type")
+    if schedule == "warmup_stable_decay":
+        decay = steps_of_share(options.pop("num_decay_steps", DECAY), steps)
+        left = steps - steps_of_share(warmup, steps)
+        options["num_decay_steps"] = max(1, min(decay, left))
     return TrainingArguments(
         output_dir=str(settings.folder),
         max_steps=steps,
         warmup_steps=warmup if warmup < 1 else int(warmup),
-        lr_scheduler_kwargs=options,
+        # The name of one that transformers has: _Trainer makes ours.
+        lr_scheduler_type="constant" if schedule == "infinite" else schedule,
+        lr_scheduler_kwargs={} if schedule == "infinite" else options,
         seed=settings.seed % 2**32,
         data_seed=settings.seed % 2**32,
         logging_steps=max(1, steps // _LINES),

@@ -7,6 +7,7 @@ A parameter that rests keeps its value exactly: it gets no gradient, no momentum
 from __future__ import annotations
 
 import fnmatch
+import math
 import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias
@@ -14,11 +15,27 @@ from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-Train: TypeAlias = Literal["all", "embeddings", "new_embeddings"] | tuple[str, ...]
-"""What a phase trains: everything, the tables of tokens, their new rows alone, or names by pattern."""
 
-EMBEDDINGS = ("embed_tokens", "lm_head", "embed_in", "embed_out", "wte")
+@dataclass(frozen=True)
+class Ends:
+    """The embeddings and the layers at both ends, as in "2x2 LS" of arXiv:2406.11477.
+
+    Attributes:
+        top: So many layers at the end.
+        bottom: So many at the beginning.
+    """
+
+    top: int
+    bottom: int
+
+
+Train: TypeAlias = Literal["all", "embeddings", "new_embeddings"] | tuple[str, ...] | Ends
+"""What a phase trains: everything, the tables of tokens, their new rows alone, both ends, or names by
+pattern."""
+
+EMBEDDINGS = ("embed_tokens", "lm_head", "embed_in", "embed_out", "wte", "word_embeddings")
 """Parts of the names of the tables with a row a token."""
+_POSITIONS = ("wpe", "embed_positions")
 
 
 class Moves(NamedTuple):
@@ -71,6 +88,20 @@ def phase_at(phases: Sequence[Phase], progress: float) -> Phase:
     return next((phase for phase in phases if progress < phase.until), phases[-1] if phases else Phase())
 
 
+@dataclass(frozen=True)
+class Unfreezing:
+    """Gradual unfreezing (Howard and Ruder 2018, arXiv:1801.06146): the top layers are trained first.
+
+    Attributes:
+        groups: Groups of layers from the top, at least 1. The head, the last norm and the first group are
+            trained from the start, the embeddings join with the last.
+        until: When the last group joins, as a share of the steps; the others join evenly before.
+    """
+
+    groups: int
+    until: float
+
+
 def moves(phase: Phase, name: str, decay: float = 1.0, layers: int = 0) -> Moves:
     """Return how a parameter moves in a phase.
 
@@ -86,6 +117,9 @@ def moves(phase: Phase, name: str, decay: float = 1.0, layers: int = 0) -> Moves
         trained = True
     elif phase.train in ("embeddings", "new_embeddings"):
         trained = table
+    elif isinstance(phase.train, Ends):
+        layer = layer_of(name)
+        trained = table if layer is None else layer < phase.train.bottom or layer >= layers - phase.train.top
     else:
         trained = any(matches(pattern, name) for pattern in phase.train)
     if not trained:
@@ -102,7 +136,8 @@ def depth_below_top(name: str, layers: int) -> int:
     if (layer := layer_of(name)) is not None:
         return layers - layer
     head = any(matches(part, name) for part in ("lm_head", "embed_out"))
-    return layers + 1 if not head and any(matches(part, name) for part in EMBEDDINGS) else 0
+    below = any(matches(part, name) for part in (*EMBEDDINGS, *_POSITIONS))
+    return layers + 1 if below and not head else 0
 
 
 def layer_of(name: str) -> int | None:
@@ -111,34 +146,15 @@ def layer_of(name: str) -> int | None:
     return int(found[1]) if found else None
 
 
-def unfreezing(groups: int, layers: int, until: float = 1.0) -> tuple[Phase, ...]:
-    """Return phases that train the top layers first, then more and more below them, all in the last one.
-
-    Gradual unfreezing (Howard and Ruder 2018). The output head and the last norm are trained from the start.
+def thawed(name: str, progress: float, unfreezing: Unfreezing, layers: int) -> bool:
+    """Return whether a parameter has joined a gradual unfreezing.
 
     Args:
-        groups: How many phases, at least 1.
-        layers: How many layers the model has, at least ``groups``.
-        until: Where the last group joins; from there to the end everything is trained.
+        name: The parameter's, with dots.
+        progress: The share of the steps that are done.
+        unfreezing: How the layers join.
+        layers: How many layers the model has; with fewer layers than groups some groups are empty.
     """
-    phases = []
-    for number in range(1, groups):
-        lowest = layers - round(layers * number / groups)
-        parts = tuple(f"layers.{layer}" for layer in range(lowest, layers))
-        other = tuple(f"h.{layer}" for layer in range(lowest, layers))
-        phases.append(
-            Phase(until * number / groups, (*parts, *other, "norm", "ln_f", "lm_head", "embed_out"))
-        )
-    return (*phases, Phase(1.0))
-
-
-def ends(top: int, bottom: int, layers: int) -> tuple[str, ...]:
-    """Return patterns for the embeddings and the first and last layers, as in "2x2 LS" of arXiv:2406.11477.
-
-    Args:
-        top: So many layers at the end.
-        bottom: So many at the beginning.
-        layers: How many layers the model has.
-    """
-    chosen = sorted({*range(min(bottom, layers)), *range(max(0, layers - top), layers)})
-    return (*EMBEDDINGS, *(f"{stack}.{layer}" for layer in chosen for stack in ("layers", "h")))
+    groups, until = unfreezing.groups, unfreezing.until
+    joined = sum(progress >= until * number / max(1, groups - 1) for number in range(groups))
+    return joined == groups or depth_below_top(name, layers) <= math.ceil(layers * joined / groups)

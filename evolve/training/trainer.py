@@ -62,8 +62,8 @@ def _full(_progress: float, _name: str) -> float:
     return 1.0
 
 
-def _all(_progress: float, _name: str) -> int:
-    return 0
+def _all(_progress: float, _name: str) -> None:
+    return None
 
 
 @dataclass(frozen=True)
@@ -72,11 +72,11 @@ class Control:
 
     Attributes:
         rate: (share of the steps done, name of a parameter) to the factor of its learning rate; 0: it rests.
-        rows: The same to the first row of a matrix that is trained, the ones before it rest; 0: all.
+        rows: The same to the rows of a matrix that are trained, the others rest; None: all are.
     """
 
     rate: Callable[[float, str], float] = _full
-    rows: Callable[[float, str], int] = _all
+    rows: Callable[[float, str], range | None] = _all
 
 
 @dataclass(frozen=True)
@@ -157,6 +157,7 @@ def train(network: Any, rows: Sequence[Row], objective: Objective, settings: Set
         raise CandidateError("build", f"{settings.name}: there is no training data")
     if not any(parameter.requires_grad for parameter in network.parameters()):
         raise CandidateError("build", f"{settings.name}: every parameter is frozen, nothing can be trained")
+    _require_something(network, steps_of(len(rows), settings.arguments), settings)
     settings.folder.mkdir(parents=True, exist_ok=True)
     began = time.monotonic()
     before = _seconds(settings.folder)
@@ -176,6 +177,20 @@ def train(network: Any, rows: Sequence[Row], objective: Objective, settings: Set
         tokens=sum(len(row) for row in rows),
         seconds=before + time.monotonic() - began,
     )
+
+
+def _require_something(network: Any, steps: int, settings: Settings) -> None:
+    """Raise where a step has nothing that is trained."""
+    if settings.control == Control():
+        return
+    trained = [name for name, parameter in network.named_parameters() if parameter.requires_grad]
+    for step in range(steps):
+        if not any(settings.control.rate(step / steps, name) > 0 for name in trained):
+            raise CandidateError(
+                "build",
+                f"{settings.name}: nothing is trained in step {step + 1} of {steps}: phases, "
+                "gradual_unfreezing, peft_config and frozen parameters leave nothing together",
+            )
 
 
 def last_whole(folder: Path) -> Path | None:

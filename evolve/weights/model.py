@@ -65,6 +65,8 @@ class Model:
         content: ``sha256:...`` of a parent; empty for a computed model, and where nobody asked.
         same: Tensors that equal another one by construction (a layer that is stacked twice), each with the
             first of its kind. An engine may keep them once; on disk each is stored.
+        new_tokens: Ids of the tokens that the last stage ``vocab`` has added, so that a training can begin
+            with their rows; empty where there was none, or where a merge has changed the vocabulary since.
     """
 
     config: Mapping[str, Any]
@@ -75,6 +77,7 @@ class Model:
     exact: Callable[[str], Tensor] | None = None
     content: str = ""
     same: Mapping[str, str] = field(default_factory=dict)
+    new_tokens: range = range(0)
 
     def unrounded(self, name: str) -> Tensor:
         """Return one tensor in the widest type in which it is known: what arithmetic should start from."""

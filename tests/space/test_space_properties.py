@@ -33,6 +33,8 @@ def numbers(draw: st.DrawFn, low: float, high: float, *, knots: bool = False) ->
     found: dict[str, Any] = {"low": low, "high": high}
     if low > 0 and draw(st.booleans()):
         found["log"] = True
+    if draw(st.booleans()):
+        found["off_below"] = draw(st.floats(low, high, exclude_min=True, exclude_max=True))
     if kind == "knots":
         found["knots"] = draw(st.integers(1, 4))
     return found

@@ -5,15 +5,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from evolve.training.phases import (
+    Ends,
     Moves,
     Phase,
+    Unfreezing,
     depth_below_top,
-    ends,
     layer_of,
     matches,
     moves,
     phase_at,
-    unfreezing,
+    thawed,
 )
 
 EMBED, HEAD, NORM = "model.embed_tokens.weight", "lm_head.weight", "model.norm.weight"
@@ -73,26 +74,36 @@ def test_rates_decay_with_the_depth() -> None:
     assert layer_of(NORM) is None
 
 
-@given(st.integers(1, 6), st.integers(6, 30), st.floats(0.1, 1.0))
+@given(st.integers(1, 6), st.integers(1, 30), st.floats(0.1, 1.0))
 def test_unfreezing_only_adds(groups: int, layers: int, until: float) -> None:
-    phases = unfreezing(groups, layers, until)
-    assert len(phases) == groups
-    assert phases[-1] == Phase()
-    names = [EMBED, HEAD, NORM, *map(layer, range(layers))]
+    names = [EMBED, HEAD, NORM, "transformer.wpe.weight", *map(layer, range(layers))]
     before: set[str] = set()
-    last = 0.0
-    for phase in phases:
-        trained = {name for name in names if moves(phase, name).rate}
-        assert before < trained
-        assert phase.until > last
-        assert HEAD in trained
-        before, last = trained, phase.until
+    for number in range(groups):
+        # The last group joins at ``until`` exactly.
+        begin = until * number / max(1, groups - 1)
+        trained = {name for name in names if thawed(name, begin, Unfreezing(groups, until), layers)}
+        assert before <= trained
+        assert {HEAD, NORM} <= trained
+        if layers >= groups and number:
+            assert before < trained
+        kept = sorted(int(name.split(".")[2]) for name in trained if ".layers." in name)
+        assert kept == list(range(layers - len(kept), layers)), "the top ones"
+        assert (EMBED in trained) == (number == groups - 1)
+        before = trained
     assert before == set(names)
 
 
+def test_when_the_groups_join() -> None:
+    plan = Unfreezing(3, 0.5)
+    found = [[thawed(layer(n), t, plan, 6) for n in range(6)] for t in (0.0, 0.24, 0.25, 0.49, 0.5, 0.9)]
+    assert [sum(row) for row in found] == [2, 2, 4, 4, 6, 6]
+    assert not thawed(EMBED, 0.49, plan, 6)
+    assert thawed(EMBED, 0.0, Unfreezing(3, 0.0), 6)
+
+
 def test_both_ends() -> None:
-    phase = Phase(1.0, ends(2, 1, 6))
-    assert [number for number in range(6) if moves(phase, layer(number)).rate] == [0, 4, 5]
+    phase = Phase(1.0, Ends(2, 1))
+    assert [number for number in range(6) if moves(phase, layer(number), layers=6).rate] == [0, 4, 5]
     assert moves(phase, EMBED).rate == moves(phase, HEAD).rate == 1.0
     assert not moves(phase, NORM).rate
-    assert ends(9, 9, 2) == ends(1, 1, 2)
+    assert [n for n in range(2) if moves(Phase(1.0, Ends(9, 9)), layer(n), layers=2).rate] == [0, 1]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -15,6 +16,8 @@ import torch
 
 from evolve.errors import CandidateError
 from evolve.training.arguments import TrainingArgs
+from evolve.training.control import control_of
+from evolve.training.phases import Phase
 from evolve.training.rows import IGNORED, Row
 from evolve.training.trainer import Control, Settings, train
 from tests.tiny import make_config
@@ -24,11 +27,11 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
-def make_network(seed: int = 0) -> Any:
+def make_network(seed: int = 0, layers: int = 1, *, tied: bool = True) -> Any:
     from transformers import AutoModelForCausalLM
 
     torch.manual_seed(seed)
-    return AutoModelForCausalLM.from_config(make_config("llama", layers=1, vocab=32))
+    return AutoModelForCausalLM.from_config(make_config("llama", layers=layers, vocab=32, tied=tied))
 
 
 def make_rows(count: int, seed: int = 0, longest: int = 12) -> list[Row]:
@@ -129,6 +132,27 @@ def test_a_loss_that_is_no_number_ends_the_run(tmp_path: Path) -> None:
     assert error.value.kind == "non_finite"
 
 
+def test_a_step_without_anything_to_train(tmp_path: Path) -> None:
+    control = Control(lambda progress, name: float(progress < 0.5))
+    with pytest.raises(CandidateError, match="nothing is trained in step 2 of 2"):
+        run(tmp_path, make_rows(8), control=control)
+
+
+def test_rows_that_rest_do_not_count_in_the_length_of_the_gradient(tmp_path: Path) -> None:
+    """A gradient is cut to a length by what moves alone."""
+
+    def only_rows(progress: float, name: str) -> float:
+        return float(name == "model.embed_tokens.weight")
+
+    rows = make_rows(4)
+    plain = {"warmup_steps": 0, "lr_scheduler_type": "constant", "optim": "sgd", "learning_rate": 1.0}
+    control = Control(only_rows, lambda progress, name: range(20, 28))
+    before = state(make_network())["model.embed_tokens.weight"]
+    cut, _ = run(tmp_path, rows, control=control, max_grad_norm=1e-3, **plain)
+    moved = cut.state_dict()["model.embed_tokens.weight"] - before
+    assert float(moved.double().norm()) == pytest.approx(1e-3, rel=1e-3)
+
+
 def test_nothing_to_train_with_or_on(tmp_path: Path) -> None:
     with pytest.raises(CandidateError, match="no training data"):
         run(tmp_path, [])
@@ -143,16 +167,18 @@ def test_parameters_rest_and_learn_at_their_own_rates(tmp_path: Path) -> None:
             return 1.0
         return 0.0 if progress < 0.5 else 0.25
 
-    control = Control(rate, lambda progress, name: 20 if "embed" in name and progress < 0.5 else 0)
+    def rows_of(progress: float, name: str) -> range | None:
+        return range(20, 28) if "embed" in name and progress < 0.5 else None
+
+    control = Control(rate, rows_of)
     before = state(make_network())
     rows = make_rows(8)
     constant = {"warmup_steps": 0, "lr_scheduler_type": "constant", "max_grad_norm": 0}
     half, _ = run(tmp_path / "a", rows[:4], control=control, weight_decay=0.1, **constant)
     moved = {name for name, value in state(half).items() if not torch.equal(value, before[name])}
     assert moved == {"model.embed_tokens.weight", "lm_head.weight"}
-    assert torch.equal(
-        half.state_dict()["model.embed_tokens.weight"][:20], before["model.embed_tokens.weight"][:20]
-    )
+    table = half.state_dict()["model.embed_tokens.weight"] != before["model.embed_tokens.weight"]
+    assert table.any(1).nonzero().flatten().tolist() == list(range(20, 28))
     whole, history = run(tmp_path / "b", rows, control=control, **constant)
     after = state(whole)
     # One step of Adam from zero moves by the rate, whatever the gradient.
@@ -164,24 +190,67 @@ def test_parameters_rest_and_learn_at_their_own_rates(tmp_path: Path) -> None:
 
 
 _CHILD = """
+import json
 import sys
 from pathlib import Path
-from tests.training.test_trainer import CrossEntropy, make_network, make_rows, run, state
+from tests.training.test_trainer import CrossEntropy, staged, state
 from safetensors.torch import save_file
 import torch
 torch.set_num_threads(1)
 folder = Path(sys.argv[1])
-network, history = run(folder / "work", make_rows(40), objective=CrossEntropy(pause=0.05), save_seconds=0.0,
-                       per_device_train_batch_size=2)
+network, history = staged(folder / "work", CrossEntropy(pause=0.05), json.loads(sys.argv[2]))
 save_file(state(network) | {"log": torch.tensor([line["loss"] for line in history.log])}, folder / "out.part")
 (folder / "out.part").rename(folder / "out")
 """
 
 
-def _child(folder: Path) -> subprocess.Popen[bytes]:
+EVERYTHING = {
+    "lr_scheduler_type": "infinite",
+    "lr_scheduler_kwargs": {"num_cooldown_steps": 0.3, "min_lr_ratio": 0.1},
+    "warmup_steps": 3,
+    "layerwise_lr_decay": 0.7,
+    "weight_decay": 0.1,
+}
+"""Of the schedule and the rates; what rests when stands in ``staged``."""
+
+
+def staged(folder: Path, objective: CrossEntropy, options: dict[str, Any]) -> Any:
+    """Train 20 steps with a checkpoint after each; with options: new rows, all of them, then the body."""
+    network = make_network(layers=3)
+    more: dict[str, Any] = {}
+    if options:
+        phases = (Phase(0.4, "new_embeddings"), Phase(0.6, "embeddings"), Phase(1.0))
+        more["control"] = control_of(network, TrainingArgs(**options), phases, range(20, 28))
+    return run(
+        folder,
+        make_rows(40),
+        objective=objective,
+        network=network,
+        save_seconds=0.0,
+        per_device_train_batch_size=2,
+        **more,
+        **options,
+    )
+
+
+def test_stopped_in_every_phase_it_ends_with_the_same_bits(tmp_path: Path) -> None:
+    whole, history = staged(tmp_path / "whole", CrossEntropy(), EVERYTHING)
+    for stop in (5, 10, 16):
+        with pytest.raises(CandidateError, match=f"step {stop + 1};"):
+            staged(tmp_path / "stopped", CrossEntropy(spoil=stop), EVERYTHING)
+        assert (tmp_path / "stopped" / f"checkpoint-{stop}" / "complete").exists()
+    parts, rest = staged(tmp_path / "stopped", CrossEntropy(), EVERYTHING)
+    assert [line["step"] for line in rest.log] == [line["step"] for line in history.log]
+    for name, value in state(whole).items():
+        assert torch.equal(parts.state_dict()[name], value), name
+
+
+def _child(folder: Path, options: dict[str, Any]) -> subprocess.Popen[bytes]:
     folder.mkdir(exist_ok=True)
     return subprocess.Popen(
-        [sys.executable, "-c", _CHILD, str(folder)], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+        [sys.executable, "-c", _CHILD, str(folder), json.dumps(options)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
     )
 
 
@@ -190,17 +259,20 @@ def newest(folder: Path) -> str:
     return max((path.parent.name for path in folder.glob("checkpoint-*/complete")), default="")
 
 
-def test_killed_at_any_instant_it_ends_with_the_same_bits(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "options", [{}, pytest.param(EVERYTHING, marks=pytest.mark.slow)], ids=["plain", "everything"]
+)
+def test_killed_at_any_instant_it_ends_with_the_same_bits(tmp_path: Path, options: dict[str, Any]) -> None:
     from safetensors.torch import load_file
 
-    whole = _child(tmp_path / "whole")
+    whole = _child(tmp_path / "whole", options)
     assert whole.wait(120) == 0, whole.stderr.read().decode() if whole.stderr else ""
     killed = tmp_path / "killed"
     kills = 0
     draw = np.random.default_rng(3)
     for _ in range(3):
         begun = newest(killed / "work")
-        child = _child(killed)
+        child = _child(killed, options)
         # Kills come after progress, at instants that no step decides.
         while child.poll() is None:
             if newest(killed / "work") != begun:
@@ -211,7 +283,7 @@ def test_killed_at_any_instant_it_ends_with_the_same_bits(tmp_path: Path) -> Non
             os.kill(child.pid, signal.SIGKILL)
             kills += 1
         child.wait()
-    last = _child(killed)
+    last = _child(killed, options)
     assert last.wait(120) == 0, last.stderr.read().decode() if last.stderr else ""
     assert kills
     one, other = load_file(tmp_path / "whole" / "out"), load_file(killed / "out")

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, TypeAlias
+from typing import Annotated, Any, Literal, TypeAlias
 
-from pydantic import Field, create_model
+from pydantic import Discriminator, Field, Tag, create_model
 
 from evolve.config.values import (
     Block,
     Choices,
     DataFile,
-    IntRange,
     Range,
     SearchInt,
     SearchNumber,
@@ -61,13 +60,44 @@ class CurriculumBlock(Block):
     curriculum; absent: strictly in order."""
 
 
+class EndsBlock(Block):
+    """The embeddings, and the layers at both ends."""
+
+    top_layers: SearchInt = 2
+    """So many layers at the end."""
+    bottom_layers: SearchInt = 2
+    """So many at the beginning."""
+
+
+def _kind_of_train(value: Any) -> str | None:
+    if isinstance(value, str):
+        return "word"
+    if isinstance(value, list):
+        return "names"
+    return "ends" if isinstance(value, dict | EndsBlock) else None
+
+
+Train: TypeAlias = Annotated[
+    Annotated[Literal["all", "embeddings", "new_embeddings"], Tag("word")]
+    | Annotated[list[str], Tag("names")]
+    | Annotated[EndsBlock, Tag("ends")],
+    Discriminator(
+        _kind_of_train,
+        "wrong_shape",
+        "expected all, embeddings, new_embeddings, a list of names, or "
+        "{top_layers: NUMBER, bottom_layers: NUMBER}",
+    ),
+]
+
+
 class PhaseBlock(Block):
     """A part of the training."""
 
     until: SearchNumber
     """Where it ends, as a share of the steps; the last one's is 1."""
-    train: Literal["all", "embeddings", "new_embeddings"] | list[str] = "all"
-    """``all``, ``embeddings``, the ``new_embeddings`` of a stage ``vocab`` before, or patterns of names."""
+    train: Train = "all"
+    """``all``, ``embeddings``, the ``new_embeddings`` of a stage ``vocab`` before, patterns of names, or the
+    embeddings with the layers at both ends: ``{top_layers: 2, bottom_layers: 2}``."""
     learning_rate_scale: dict[str, SearchNumber] = Field(default_factory=dict)
     """Pattern of parameter names to a factor of the learning rate."""
     replay_share_scale: SearchNumber = 1.0
@@ -147,7 +177,32 @@ class CptBlock(StageBlock):
             found.pop("wise_ft", None)
         if "phases" in found:
             found["phases"] = _real_phases(found["phases"])
+        if "training_args" in found:
+            found["training_args"] = TrainingArgs.effective(found["training_args"])
         return found
+
+    def needs(self) -> list[tuple[Path, str, str]]:
+        """Say that new rows come from a stage ``vocab``."""
+        return [
+            (
+                ("phases", number, "train"),
+                "vocab",
+                "new_embeddings are the rows that a stage vocab has added, and the start comes from none: "
+                "put one before (a merge in between hides them), or train embeddings",
+            )
+            for number, phase in enumerate(self.phases)
+            if phase.train == "new_embeddings"
+        ]
+
+    @classmethod
+    def without(cls, plain: dict[str, Any], kinds: frozenset[str]) -> dict[str, Any]:
+        """Drop phases that train new rows where the stage that would add them is off."""
+        if "vocab" not in kinds or "phases" not in plain:
+            return plain
+        return {
+            **plain,
+            "phases": [phase for phase in plain["phases"] if phase.get("train") != "new_embeddings"],
+        }
 
 
 def _real_phases(phases: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -187,6 +242,9 @@ def _phase_problems(phases: list[PhaseBlock]) -> list[tuple[Path, str]]:
         found += _between(phase.replay_share_scale, ("phases", number, "replay_share_scale"), 0.0, None)
         for pattern, factor in phase.learning_rate_scale.items():
             found += _between(factor, ("phases", number, "learning_rate_scale", pattern), 0.0, None)
+        if isinstance(phase.train, EndsBlock):
+            for key in ("top_layers", "bottom_layers"):
+                found += _between(getattr(phase.train, key), ("phases", number, "train", key), 0, None)
         if phase.train == []:
             found.append((("phases", number, "train"), "train names nothing: list patterns, or remove it"))
     path = ("phases", len(phases) - 1, "until")
@@ -197,8 +255,8 @@ def _phase_problems(phases: list[PhaseBlock]) -> list[tuple[Path, str]]:
 
 def bounds(value: SearchNumber | SearchInt) -> tuple[float, float]:
     """Return the smallest and the largest number that a value of a block can be."""
-    if isinstance(value, Range | IntRange):
-        return value.low, value.high
+    if isinstance(value, Range):
+        return value.ends
     if isinstance(value, Choices):
         numbers = [float(one) for one in value.choices if not isinstance(one, str)]
         return min(numbers), max(numbers)

@@ -11,14 +11,15 @@ from evolve.stages.cpt.block import bounds
 from evolve.training.corpus_rows import Layout, Replay, make_rows
 from evolve.training.documents import Documents, choose
 from evolve.training.order import curriculum
-from evolve.training.phases import Phase
+from evolve.training.phases import Ends, Phase
 from evolve.weights.tokenizer import load_tokenizer
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from evolve.stages.cpt.block import CptBlock, CurriculumBlock, ReplayBlock
+    from evolve.stages.cpt.block import CptBlock, CurriculumBlock, EndsBlock, ReplayBlock
     from evolve.training.documents import Chosen
+    from evolve.training.phases import Train
     from evolve.training.regularizers.base import Anchor
     from evolve.training.rows import Rows
     from evolve.weights.tokenizer import Tokenizer
@@ -53,12 +54,20 @@ def phases_of(block: CptBlock) -> tuple[Phase, ...]:
     return tuple(
         Phase(
             _number(phase.until),
-            phase.train if isinstance(phase.train, str) else tuple(phase.train),
+            _train(phase.train),
             {pattern: _number(factor) for pattern, factor in phase.learning_rate_scale.items()},
             _number(phase.replay_share_scale),
         )
         for phase in block.phases
     )
+
+
+def _train(train: str | list[str] | EndsBlock) -> Train:
+    if isinstance(train, list):
+        return tuple(train)
+    if isinstance(train, str):
+        return cast("Train", train)
+    return Ends(int(_number(train.top_layers)), int(_number(train.bottom_layers)))
 
 
 def _number(value: object) -> float:

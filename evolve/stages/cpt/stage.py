@@ -6,7 +6,7 @@ import hashlib
 import json
 import logging
 from dataclasses import replace
-from typing import TYPE_CHECKING, ClassVar, NoReturn, cast
+from typing import TYPE_CHECKING, Any, ClassVar, NoReturn, cast
 
 from evolve.errors import CandidateError, UserError
 from evolve.registry import REGULARIZERS
@@ -39,7 +39,8 @@ class CptStage:
     @staticmethod
     def inputs(block: StageBlock) -> tuple[str, ...]:
         """Return the start."""
-        return (str(cast("CptBlock", block).model),)
+        model = cast("CptBlock", block).model
+        return () if model is None else (model,)
 
     @staticmethod
     def check(block: StageBlock, models: Mapping[str, Model]) -> list[tuple[str, str]]:
@@ -81,6 +82,9 @@ class CptStage:
         """Train, or find what was trained, and interpolate back to the start."""
         cpt = cast("CptBlock", block)
         start = models[str(cpt.model)]
+        if not start.new_tokens and any(phase.train == "new_embeddings" for phase in cpt.phases):
+            message = "phases: new_embeddings are rows that a stage vocab has added, and the start has none"
+            raise CandidateError("build", message)
         alpha = float(cast("float", cpt.wise_ft.alpha))
         if alpha == 0:
             return start
@@ -120,7 +124,7 @@ def trained(block: CptBlock, start: Model, seed: int) -> Model:
         return value
 
     # Kept in float32: what comes next starts from that, and is rounded once.
-    return replace(found, specs=start.specs, tensor=tensor, exact=found.tensor)
+    return replace(found, specs=start.specs, tensor=tensor, exact=found.tensor, new_tokens=start.new_tokens)
 
 
 def _train(block: CptBlock, start: Model, seed: int, work: Path) -> tuple[Model, Mapping[str, str]]:
@@ -152,40 +156,26 @@ def _train(block: CptBlock, start: Model, seed: int, work: Path) -> tuple[Model,
         seed_of(seed, "training"),
         work,
         name=block.name or "cpt",
-        control=_control(block, start),
+        control=_control(block, start, trainee.network),
     )
     history = train(trainee.network, rows.rows, Objective(0, penalties), settings)
     report = {"stage": "cpt", "data": dict(rows.counts), **history.as_plain()}
     return trained_model(trainee, "float32"), {LOG: json.dumps(report)}
 
 
-def _control(block: CptBlock, start: Model) -> Control:
+def _control(block: CptBlock, start: Model, network: Any) -> Control:
     from evolve.stages.cpt.data import phases_of
-    from evolve.training.phases import moves, phase_at
-    from evolve.training.trainer import Control
+    from evolve.training.control import control_of
 
-    phases = phases_of(block)
-    if not phases:
-        return Control()
-    if any(phase.train == "new_embeddings" for phase in phases):
-        raise CandidateError(
-            "build",
-            "phases: nothing says yet which rows a stage vocab has added, so train `embeddings` "
-            "in the phase of new_embeddings",
-        )
-    return Control(rate=lambda progress, name: moves(phase_at(phases, progress), _own(name)).rate)
-
-
-def _own(name: str) -> str:
-    """Return the name of a parameter without what an adapter wraps around it."""
-    return name.removeprefix("base_model.model.")
+    return control_of(network, block.training_args, phases_of(block), start.new_tokens)
 
 
 def _content(model: Model) -> str:
     """Return a hash of what a computed model is: config, tokenizer and every tensor."""
     from evolve.weights.files import read_side_files
 
-    total = hashlib.sha256(content_hash({"architecture": model.architecture}).encode())
+    new = [model.new_tokens.start, model.new_tokens.stop]
+    total = hashlib.sha256(content_hash({"architecture": model.architecture, "new": new}).encode())
     for name, content in read_side_files(model.files).items():
         total.update(f"{name}\0{hashlib.sha256(content).hexdigest()}\n".encode())
     for name, tensor in model.tensors():

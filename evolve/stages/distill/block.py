@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
 
-from evolve.config.values import Block, DataFile, SearchInt, SearchNumber, SearchSwitch, StageBlock
+from evolve.config.values import Block, DataFile, Range, SearchInt, SearchNumber, SearchSwitch, StageBlock
 from evolve.generate.blocks import ApiTeacher, GenerateBlock, RationaleBlock
 from evolve.generate.checks import check_pair
 from evolve.registry import LOSSES
@@ -230,6 +230,8 @@ class DistillBlock(StageBlock):
             found["generate"] = GenerateBlock.effective(found["generate"])
         if isinstance(found.get("rationale"), dict):
             found["rationale"] = RationaleBlock.effective(found["rationale"])
+        if isinstance(found.get("training_args"), dict):
+            found["training_args"] = TrainingArgs.effective(found["training_args"])
         return found
 
 
@@ -255,5 +257,7 @@ def ends_of(value: Any) -> list[float]:
     if isinstance(value, dict):
         if "choices" in value:
             return [one for one in value["choices"] if isinstance(one, int | float)]
-        return [value["low"], value["high"]] if {"low", "high"} <= value.keys() else []
+        if not {"low", "high"} <= value.keys():
+            return []
+        return list(Range.model_validate(value).ends)
     return [] if isinstance(value, bool | str | list) or value is None else [value]

@@ -99,7 +99,8 @@ class DistillStage:
                 plain = {key: value for key, value in plain.items() if key not in ("generate", "teacher")}
                 plain["written"] = text.content
             key = stage_key("distill", _VERSION, plain, inputs, seed)
-            return trained(key, lambda work: _train(distill, models, text.path, own, work))
+            found = trained(key, lambda work: _train(distill, models, text.path, own, work))
+            return replace(found, new_tokens=models[str(distill.model)].new_tokens)
         except (UserError, ValueError) as error:
             raise CandidateError("build", f"distill: {error}") from error
 
@@ -109,6 +110,7 @@ def _train(
 ) -> tuple[Model, Mapping[str, str]]:
     from evolve.stages.distill.opening import open_teacher
     from evolve.stages.distill.terms import make_terms
+    from evolve.training.control import control_of
     from evolve.training.network import open_trainee, trained_model
     from evolve.training.seeds import seed_of
     from evolve.training.trainer import Settings, train
@@ -128,7 +130,13 @@ def _train(
     teacher = open_teacher(block, models, terms, tokenizer, device)
     try:
         learner = _learner(block, models, terms, teacher, trainee.network, seed)
-        settings = Settings(block.training_args, seed_of(seed, "training"), work, block.name or "distill")
+        settings = Settings(
+            block.training_args,
+            seed_of(seed, "training"),
+            work,
+            block.name or "distill",
+            control=control_of(trainee.network, block.training_args),
+        )
         history = train(trainee.network, rows.rows, learner, settings)
     finally:
         if teacher is not None:

@@ -143,7 +143,7 @@ def _scale(part: Part) -> Found:
 
 def _numbers(value: SearchNumber) -> list[float]:
     if isinstance(value, Range):
-        return [value.low]
+        return [value.ends[0]]
     return [float(item) for item in value.choices] if isinstance(value, Choices) else [value]
 
 

@@ -90,7 +90,7 @@ def _number(param: Param, leaf: Leaf) -> str:
     if isinstance(leaf, Range):
         if param.kind == "int":
             return f"{param.name} is a whole number; to search it write {{choices: [1, 2, 3]}}"
-        return _bounds(param, (leaf.low, leaf.high), "the range")
+        return _bounds(param, leaf.ends, "the range")
     values = leaf.choices if isinstance(leaf, Choices) else [leaf]
     numbers = [value for value in values if isinstance(value, int | float) and not isinstance(value, bool)]
     whole = param.kind == "float" or all(isinstance(value, int) for value in numbers)

@@ -140,5 +140,5 @@ def bounds(value: SearchInt | SearchNumber) -> tuple[float, float]:
     if isinstance(value, IntRange):
         return value.values[0], value.values[-1]
     if isinstance(value, Range):
-        return value.low, value.high
+        return value.ends
     return value, value

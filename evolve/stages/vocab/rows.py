@@ -92,7 +92,14 @@ def header(model: Model, tables: Tables, extension: Extension, multiple: int) ->
     }
     config = {**model.config, "vocab_size": size}
     return replace(
-        model, config=config, specs=specs, files=extension.files, tensor=_refuse, exact=None, content=""
+        model,
+        config=config,
+        specs=specs,
+        files=extension.files,
+        tensor=_refuse,
+        exact=None,
+        content="",
+        new_tokens=range(extension.first, extension.first + len(extension.tokens)),
     )
 
 

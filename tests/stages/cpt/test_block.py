@@ -14,7 +14,10 @@ WHOLE: dict[str, Any] = {
     "model": "base",
     "enabled": {"choices": [False, True]},
     "dataset": {"path": "data/domain.jsonl", "max_bytes": 4_000_000, "max_length": 256, "packing": True},
-    "replay": {"path": "data/general.jsonl", "share": {"low": 0.005, "high": 0.5, "log": True}},
+    "replay": {
+        "path": "data/general.jsonl",
+        "share": {"low": 0.005, "high": 0.5, "log": True, "off_below": 0.01},
+    },
     "curriculum": {"order": "base_loss", "reverse": False, "pacing": {"low": 0.1, "high": 1.0}},
     "phases": [
         {"until": {"low": 0.0, "high": 0.1}, "train": "new_embeddings"},
@@ -23,7 +26,7 @@ WHOLE: dict[str, Any] = {
     ],
     "regularizers": {
         "ewc": {
-            "weight": {"low": 0.01, "high": 100.0, "log": True},
+            "weight": {"low": 0.01, "high": 100.0, "log": True, "off_below": 0.02},
             "path": "data/general.jsonl",
             "samples": 256,
         },
@@ -74,6 +77,11 @@ def test_text_that_the_model_writes_is_no_file() -> None:
         ({"phases": [{"until": 0.5}, {"until": 0.2}, {"until": 1.0}]}, ("phases", 1, "until"), "before, 0.5"),
         ({"phases": [{"until": 1.5}]}, ("phases", 0, "until"), "from 0 to 1, got 1.5"),
         ({"phases": [{"until": 1.0, "train": []}]}, ("phases", 0, "train"), "names nothing"),
+        (
+            {"phases": [{"until": 1.0, "train": {"top_layers": {"low": -1, "high": 2}}}]},
+            ("phases", 0, "train", "top_layers"),
+            "0 or more",
+        ),
         ({"curriculum": {"order": "length", "pacing": 0.0}}, ("curriculum", "pacing"), "above 0"),
         ({"wise_ft": {"alpha": 1.1}}, ("wise_ft", "alpha"), "from 0 to 1"),
         ({"regularizers": {"l2sp": {"weight": -1.0}}}, ("regularizers", "l2sp", "weight"), "0 or more"),

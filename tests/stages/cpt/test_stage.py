@@ -186,7 +186,7 @@ def test_check(tmp_path: Path, text: Path, base: Model) -> None:
 
 def test_no_rest_without_new_rows(text: Path, base: Model) -> None:
     cpt = block(text, phases=[{"until": 0.5, "train": "new_embeddings"}, {"until": 1.0}])
-    with pytest.raises(CandidateError, match="train `embeddings` in the phase"):
+    with pytest.raises(CandidateError, match="a stage vocab has added, and the start has none"):
         run(cpt, base)
 
 

@@ -99,6 +99,20 @@ def kl_of(student: Model, teacher: Model, home: Path) -> float:
     return total / count
 
 
+def test_layers_that_have_not_joined_rest(home: Path) -> None:
+    """The last of two groups joins when everything is over."""
+    arguments = {
+        "learning_rate": 1e-3,
+        "per_device_train_batch_size": 4,
+        "weight_decay": 0.1,
+        "gradual_unfreezing": {"groups": 2, "until": 1.0},
+    }
+    found = run(home, model="teacher", teacher={"kind": "hf", "model": "student"}, training_args=arguments)
+    start = models_of(home)["teacher"]
+    moved = {name for name, value in tensors(found).items() if not torch.equal(value, start.tensor(name))}
+    assert moved == {name for name in start.specs if ".layers.1." in name or name == "model.norm.weight"}
+
+
 def test_the_student_comes_nearer_to_the_teacher(home: Path) -> None:
     models = models_of(home)
     before = kl_of(models["student"], models["teacher"], home)
