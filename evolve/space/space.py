@@ -94,6 +94,34 @@ class Space:
         models, pipeline = effect(stages, list(config.models), seed=config.search.seed)
         return Recipe.make({name: contents[name] for name in models}, pipeline)
 
+    def switches(self) -> dict[str, Gene]:
+        """Return the stages that genes switch on and off: what their genes' names begin with, to the gene."""
+        names = prefixes(self.loaded.stages)
+        return {
+            names[slot.stage]: slot.genes[0]
+            for slot in self.slots
+            if slot.path == ("enabled",) and not slot.genes[0].single
+        }
+
+    def without(self, values: Mapping[str, float], contents: Mapping[str, str]) -> dict[str, Recipe]:
+        """Return the recipes of a point with one switched stage off each, by the stage.
+
+        A stage that is off at the point is left out, and so is one that the result does not depend on.
+
+        Args:
+            values: Gene name to value, as for :meth:`recipe`.
+            contents: Model name to ``sha256:...``.
+        """
+        whole = self.recipe(values, contents).hash
+        found = {}
+        for name, gene in self.switches().items():
+            if gene.choices is not None and gene.decode(values[gene.name]):
+                off = float(gene.choices.index(False))
+                recipe = self.recipe({**values, gene.name: off}, contents)
+                if recipe.hash != whole:
+                    found[name] = recipe
+        return found
+
     def document(self, values: Mapping[str, float]) -> dict[str, Any]:
         """Return the config with its ranges filled in, as plain data of the same schema.
 

@@ -4,7 +4,7 @@ import math
 import re
 from xml.etree import ElementTree
 
-from evolve.report.charts import Dot, scatter
+from evolve.report.scatter import Dot, scatter
 
 
 def drawn(dots: list[Dot]) -> ElementTree.Element:
@@ -21,7 +21,8 @@ def test_dots_are_where_their_numbers_are() -> None:
     assert one[0] < middle[0] < best[0]
     assert one[1] < middle[1] < best[1], "up is more"
     assert middle[0] == (one[0] + best[0]) / 2
-    assert [circle.get("class") for circle in svg.findall("circle")] == [None, "best", None]
+    classes = {circle[0].text: circle.get("class") for circle in svg.findall("circle")}
+    assert classes == {"a: 0, 1": None, "b <b>: 1, 0": "best", "c: 0.5, 0.5": None}
 
 
 def test_the_front_is_joined_from_left_to_right() -> None:
