@@ -178,8 +178,7 @@ class Scored:
         tasks: Task name to its score.
         seconds: Phase name (``build``, ``load`` or ``restart``, ``score``, ``total``) to wall-clock seconds.
         log: What the candidate printed, cut to a bounded size.
-        training: Its training stages, in their order; empty where nothing was trained for this outcome, as
-            for the holdout of a candidate that an engine still holds.
+        training: What its training stages showed, in their order.
     """
 
     value: float

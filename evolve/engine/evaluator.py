@@ -88,7 +88,6 @@ class Evaluator:
         """Build and score one job. Every error becomes a ``Failed`` outcome; Ctrl-C does not."""
         clock = _Clock()
         handler = _LogCapture()
-        self._training = []
         with handler.attached():
             outcome = self._attempt(job, clock)
         if isinstance(outcome, Scored):
@@ -125,6 +124,7 @@ class Evaluator:
         from evolve.stages.pipeline import build
         from evolve.weights.prefetch import prefetched
 
+        self._training = []
         with clock.phase("build"):
             with self._room_to_train(job.recipe):
                 model = build(

@@ -26,20 +26,29 @@ _STYLE = """
   --paper: #151a22; --best: #2dd4bf; --other: #718096; --code: #1e2530; --minus: #f59e0b; } }
 * { box-sizing: border-box; }
 body { font: 15px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--paper);
-  max-width: 1120px; margin: 2rem auto; padding: 0 1rem; overflow-wrap: break-word; }
+  max-width: 1200px; margin: 2rem auto; padding: 0 1rem; overflow-wrap: break-word; }
 h1 { margin-bottom: 0; } h2 { margin-top: 2.2rem; font-size: 1.15rem; } h3 { font-size: 1rem; }
 .verdict { font-size: 1.15rem; } .soft { color: var(--soft); font-size: .9rem; max-width: 75ch; }
-.scroll { overflow-x: auto; }
+.scroll { overflow-x: auto; background:
+  linear-gradient(to right, var(--paper) 30%, transparent) 0 0 / 36px 100%,
+  linear-gradient(to left, var(--paper) 30%, transparent) 100% 0 / 36px 100%,
+  linear-gradient(to right, var(--line), transparent) 0 0 / 12px 100%,
+  linear-gradient(to left, var(--line), transparent) 100% 0 / 12px 100%;
+  background-repeat: no-repeat; background-attachment: local, local, scroll, scroll; }
 table { border-collapse: collapse; min-width: 100%; font-variant-numeric: tabular-nums; }
 th, td { padding: .35rem .9rem .35rem 0; border-bottom: 1px solid var(--line); text-align: left;
   vertical-align: top; }
 th { color: var(--soft); font-weight: 600; vertical-align: bottom; }
-td:first-child { min-width: 6.5rem; }
+th:first-child, td:first-child { min-width: 6.5rem; position: sticky; left: 0; background: var(--paper); }
+.brief { white-space: nowrap; }
 .ends { white-space: nowrap; color: var(--soft); font-size: .85rem; }
 tr.best td, tr.best .ends { font-weight: 600; color: var(--best); }
-pre { background: var(--code); padding: .8rem 1rem; overflow-x: auto; border-radius: 6px; }
+pre { background: var(--code); padding: .8rem 1rem; border-radius: 6px; white-space: pre-wrap;
+  overflow-wrap: anywhere; }
 svg { display: block; width: 100%; min-width: 640px; max-width: 860px; height: auto; }
-svg text { fill: var(--ink); font-size: 12px; }
+svg text { fill: var(--ink); font-size: 12px; paint-order: stroke; stroke: var(--paper); stroke-width: 3px;
+  stroke-linejoin: round; }
+svg .cell ~ text { stroke: none; }
 svg circle { fill: var(--other); opacity: .75; } svg .grid { stroke: var(--line); }
 svg circle.best { fill: var(--best); opacity: 1; } svg circle.bar { fill: var(--ink); opacity: 1; }
 svg circle.bar.best { fill: var(--best); }
@@ -54,6 +63,9 @@ svg .cell.plus { fill: var(--best); } svg .cell.minus { fill: var(--minus); }
 svg .whisker { stroke: var(--ink); fill: none; stroke-width: 1.5; }
 """
 
+_BRIEF = 10
+_MANY = 20
+"""With more parameters than this, their table is folded up."""
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'"
 
 
@@ -230,7 +242,8 @@ def _top(summary: Summary) -> str:
     header.insert(1, "recipe")
     for entry, row in zip(summary.top, cells, strict=True):
         row.insert(1, entry.recipe)
-    return _table(header, cells)
+    winner = summary.best.recipe if summary.best else ""
+    return _table(header, cells, best=[entry.recipe == winner for entry in summary.top])
 
 
 def _failures(summary: Summary) -> str:
@@ -244,11 +257,15 @@ def _failures(summary: Summary) -> str:
 def _recipe(summary: Summary, recipe: str) -> str:
     if summary.best is None:
         return ""
+    off = tuple(f"{one.stage}." for one in summary.stages if not one.on)
     params = [
         [name, f"{value:.6g}" if isinstance(value, float) else str(value)]
         for name, value in summary.best_params.items()
+        if name.endswith(".enabled") or not name.startswith(off)
     ]
     table = _table(["parameter", "value"], params) if params else ""
+    if len(params) > _MANY:
+        table = f"<details>\n<summary>{len(params)} parameters</summary>\n{table}</details>\n"
     head = f"<p>Recipe <code>{escape(summary.best.recipe)}</code>, seed {summary.seed}.</p>"
     return f"{head}{table}{_block(recipe)}"
 
@@ -270,6 +287,11 @@ def _cell(words: str) -> str:
     return re.sub(r" (\[[^\[\]]*\])$", r' <span class="ends">\1</span>', escape(words))
 
 
+def _brief(words: str) -> str:
+    """Return the attribute of a cell that is not to be broken: a number with its unit."""
+    return ' class="brief"' if len(words) <= _BRIEF and words[:1].isdigit() else ""
+
+
 def _block(code: str) -> str:
     return f"<pre><code>{escape(code)}</code></pre>" if code else ""
 
@@ -278,7 +300,9 @@ def _table(header: Sequence[str], cells: Iterable[Sequence[str]], *, best: Seque
     rows = []
     for index, row in enumerate(cells):
         mark = ' class="best"' if index < len(best) and best[index] else ""
-        rows.append(f"<tr{mark}>" + "".join(f"<td>{_cell(cell)}</td>" for cell in row) + "</tr>")
+        rows.append(
+            f"<tr{mark}>" + "".join(f"<td{_brief(cell)}>{_cell(cell)}</td>" for cell in row) + "</tr>"
+        )
     head = "".join(f'<th scope="col">{escape(name)}</th>' for name in header)
     thead = f"<thead><tr>{head}</tr></thead>" if any(header) else ""
     return f'<div class="scroll"><table>{thead}<tbody>{"".join(rows)}</tbody></table></div>'

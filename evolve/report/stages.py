@@ -42,6 +42,7 @@ class StageWorth:
 
     Attributes:
         stage: What the names of its genes begin with.
+        kind: Such as ``cpt``.
         on: Whether the winner has it.
         ablated: The winner minus the winner without it, on the holdout; None where there is no such number.
         variant: What came of the winner without it, or None: it was not built.
@@ -51,6 +52,7 @@ class StageWorth:
     """
 
     stage: str
+    kind: str
     on: bool
     ablated: Comparison | None
     variant: Outcome | None
@@ -79,13 +81,15 @@ def stages_worth(
         best: The winner, or None.
         ranked: Complete trials of different recipes.
     """
+    from evolve.space.names import prefixes
     from evolve.space.space import derive
 
-    space = derive(material.loaded)
+    space, loaded = derive(material.loaded), material.loaded.stages
     trials = [trial for trial in ranked if trial.values and trial.value is not None]
     if not space.switches() or not trials:
         return ()
     without = {trial.number: space.without(trial.values, material.contents) for trial in trials}
+    kinds = dict(zip(prefixes(loaded), (kind for kind, _ in loaded), strict=True))
     found = []
     for stage in space.switches():
         having = [trial for trial in trials if stage in without[trial.number]]
@@ -95,6 +99,7 @@ def stages_worth(
         found.append(
             StageWorth(
                 stage=stage,
+                kind=kinds[stage],
                 on=recipe is not None,
                 ablated=entry.gaps.get("holdout") if entry else None,
                 variant=entry.holdout if entry else None,
@@ -121,7 +126,7 @@ def cells(stages: Sequence[StageWorth]) -> tuple[list[str], list[list[str]]]:
     header += ["mean with minus mean without", "time with", "time without"]
     return header, [
         [
-            one.stage,
+            one.stage if one.stage == one.kind else f"{one.stage} ({one.kind})",
             one.verdict,
             numbers.difference(one.ablated.difference, one.ablated.low, one.ablated.high)
             if one.ablated
@@ -142,6 +147,7 @@ def to_json(stages: Sequence[StageWorth]) -> list[dict[str, Any]]:
     return [
         {
             "stage": one.stage,
+            "kind": one.kind,
             "on": one.on,
             "verdict": one.verdict,
             "ablation": None if one.ablated is None else _ends(one.ablated),

@@ -92,6 +92,10 @@ class Trade:
         return f"{many}{metrics} of {', '.join(self.tasks[role])}"
 
 
+_NOTHING = Pair(Interval(0.0, 0.0, 0.0), Interval(0.0, 0.0, 0.0))
+"""What a model differs by from itself, exactly."""
+
+
 def start_of(loaded: Loaded) -> str:
     """Return the model that a candidate's gain is counted from.
 
@@ -168,7 +172,7 @@ def _baselines(material: Material, start: Scored, trade: Trade) -> list[TradePoi
         if both is not None:
             parent: Mark = "parent" if name in material.parents else "average"
             mark: Mark = "start" if name == trade.start else parent
-            found.append(TradePoint(name, mark, None, recipe.hash, both))
+            found.append(TradePoint(name, mark, None, recipe.hash, _NOTHING if mark == "start" else both))
     return found
 
 
@@ -177,10 +181,13 @@ def _with_holdout(points: Sequence[TradePoint], finals: Sequence[Entry], trade: 
     began = next((one.recipe for one in points if one.mark == "start"), "")
     if began not in known:
         return list(points)
-    return [
-        replace(one, holdout=pair(known[one.recipe], known[began], trade)) if one.recipe in known else one
-        for one in points
-    ]
+    found = []
+    for one in points:
+        if one.recipe in known:
+            held = pair(known[one.recipe], known[began], trade)
+            one = replace(one, holdout=_NOTHING if one.mark == "start" else held)
+        found.append(one)
+    return found
 
 
 def cells(trade: Trade, *, most: int | None = None) -> tuple[list[str], list[list[str]]]:
@@ -222,6 +229,8 @@ def _place(point: TradePoint) -> str:
 def _both(pair: Pair | None) -> list[str]:
     if pair is None:
         return [numbers.MISSING] * 2
+    if pair == _NOTHING:
+        return ["0", "0"]
     return [numbers.difference(one.value, one.low, one.high) for one in (pair.gain, pair.forgetting)]
 
 
