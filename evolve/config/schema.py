@@ -88,9 +88,6 @@ class HoldoutConfig(Block):
     top: int = Field(default=5, ge=1)
     """So many of the best candidates are scored on it. With more than one, the winner is chosen on one half
     of the items and reported on the other."""
-    ablation: bool = True
-    """Build the winner once more without each stage that a gene has switched on, and score that on the
-    holdout: what the stage is worth. One candidate for each such stage, at the end of the search."""
 
 
 class RetentionConfig(Block):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from evolve.report import layers, sources, stages, trade
+from evolve.report import layers, sources, switched, trade
 from evolve.report.numbers import finite
 from evolve.report.text import POINT, verdict
 from evolve.types import outcome_to_json, training_to_json
@@ -52,7 +52,7 @@ def to_json(summary: Summary, *, items: bool = False) -> dict[str, Any]:
         ],
         "stackings": layers.to_json(summary.stackings),
         "training": [training_to_json(one) for one in summary.training],
-        "stages": stages.to_json(summary.stages),
+        "switched": switched.to_json(summary.switched),
         "trade": trade.to_json(summary.trade),
         "overlaps": [dict(one) for one in summary.overlaps],
         "random": list(summary.random),

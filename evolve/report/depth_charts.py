@@ -56,7 +56,7 @@ def stack(stacking: Stacking, title: str) -> str:
     top = 34 if scaled else 8
     bottom = top + _ROW * len(stacking.models)
     parts = [text(_START - 8, 20, "hidden state times", "end")] if scaled else []
-    size = min(12.0, step / 1.7)
+    size = min(12.0, step / 1.25)
     free = 0.0
     for place, layer in enumerate(stacking.layers):
         left = _START + step * place

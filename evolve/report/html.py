@@ -8,7 +8,7 @@ from html import escape
 from typing import TYPE_CHECKING, cast
 
 from evolve import __version__
-from evolve.report import charts, depth_charts, layers, numbers, sources, stages, text, trade
+from evolve.report import charts, depth_charts, layers, numbers, sources, switched, text, trade
 from evolve.report.scatter import Dot, scatter
 
 if TYPE_CHECKING:
@@ -82,7 +82,7 @@ def page(summary: Summary, *, recipe: str = "", commands: Sequence[str] = ()) ->
         _section("Best, parents and average", _comparison(summary, split)),
         _section("Models against results", _sources(summary, split)),
         _section("The last choice", _final(summary)),
-        _section("Which stages pay", _stages(summary)),
+        _section("Stages on and off in the search", _switched(summary)),
         _section("Gain against forgetting", _trade(summary)),
         _section("How the search went", _search(summary)),
         _section("Best candidates", _top(summary)),
@@ -151,10 +151,10 @@ def _final(summary: Summary) -> str:
     return f"{_note(note)}{_table(header, cells, best=best)}"
 
 
-def _stages(summary: Summary) -> str:
-    if not summary.stages:
+def _switched(summary: Summary) -> str:
+    if not summary.switched:
         return ""
-    return f"{_table(*stages.cells(summary.stages))}{_note(stages.NOTE)}"
+    return f"{_table(*switched.cells(summary.switched))}{_note(switched.NOTE)}"
 
 
 def _trade(summary: Summary) -> str:
@@ -257,7 +257,7 @@ def _failures(summary: Summary) -> str:
 def _recipe(summary: Summary, recipe: str) -> str:
     if summary.best is None:
         return ""
-    off = tuple(f"{one.stage}." for one in summary.stages if not one.on)
+    off = tuple(f"{one.stage}." for one in summary.switched if not one.on)
     params = [
         [name, f"{value:.6g}" if isinstance(value, float) else str(value)]
         for name, value in summary.best_params.items()

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from evolve.registry import MERGE_METHODS
 from evolve.report.layers import profiles, stackings
-from evolve.report.stages import stages_worth
+from evolve.report.switched import switched_stages
 from evolve.report.trade import trade_of
 from evolve.report.views import Entry, Final, Views, choose_winner, finalists
 from evolve.types import Failed
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from evolve.report.collect import Material, Trial
     from evolve.report.layers import Profile, Stacking
     from evolve.report.sources import Row
-    from evolve.report.stages import StageWorth
+    from evolve.report.switched import Switched
     from evolve.report.trade import Trade
     from evolve.space.genes import ChoiceValue
     from evolve.types import Recipe, Training
@@ -84,7 +84,7 @@ class Summary:
         random: Merge methods of the best recipe whose result depends on the seed.
         stackings: Where the layers of the best recipe are from, of every merge in it that stacks layers.
         training: What the training stages of the best have shown.
-        stages: What each stage that genes switch is worth.
+        switched: What the search saw of the stages that genes switch.
         trade: Gain against forgetting, or None: no task has a role.
     """
 
@@ -119,7 +119,7 @@ class Summary:
     random: tuple[str, ...] = ()
     stackings: tuple[Stacking, ...] = ()
     training: tuple[Training, ...] = ()
-    stages: tuple[StageWorth, ...] = ()
+    switched: tuple[Switched, ...] = ()
     trade: Trade | None = None
 
     @property
@@ -193,7 +193,7 @@ def summarise(material: Material, run: str, *, top: int = 5) -> Summary:
         random=_random_methods(winner),
         stackings=tuple(stackings(winner.recipe)) if winner and winner.recipe else (),
         training=material.training.get(winner.recipe_hash, ()) if winner else (),
-        stages=stages_worth(material, views, best, ranked),
+        switched=switched_stages(material, ranked, winner),
         trade=trade_of(material, ranked, best, [*([best] if best else []), *looked_at, *baselines]),
     )
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from evolve.report import layers, numbers, sources, stages, trade
+from evolve.report import layers, numbers, sources, switched, trade
 from evolve.types import Failed
 
 if TYPE_CHECKING:
@@ -183,14 +183,14 @@ def tables(summary: Summary) -> list[RenderableType]:
         parts.append(grid(*source_rows(summary), f"models ({split} items)"))
     if summary.final is not None:
         parts.append(grid(*final_rows(summary), "the last choice"))
-    if summary.stages:
-        parts.append(grid(*stages.cells(summary.stages), "which stages pay"))
+    if summary.switched:
+        parts.append(grid(*switched.cells(summary.switched), "stages on and off in the search"))
     if summary.trade is not None:
         title = f"gain against forgetting, counted from {summary.trade.start}"
         parts.append(grid(*trade.cells(summary.trade, most=_MOST_FRONT), title))
     parts.extend(Text(f"{name}: {text}") for name, text in facts(summary))
     said = [footnote(summary), sources.NOTE if summary.sources else ""]
-    said += [stages.NOTE if summary.stages else "", trade.NOTE if summary.trade else ""]
+    said += [switched.NOTE if summary.switched else "", trade.NOTE if summary.trade else ""]
     parts.append(Text(" ".join(note for note in said if note), "dim"))
     return parts
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from evolve.report.sources import Size
     from evolve.score.intervals import Interval
     from evolve.score.objective import Parents
-    from evolve.types import Recipe, Split
+    from evolve.types import Split
 
 Role = Literal["best", "candidate", "parent", "average"]
 
@@ -99,18 +99,11 @@ class Final:
 
 
 def finalists(material: Material, ranked: Sequence[Trial]) -> list[Trial]:
-    """Return the trials that are scored on the holdout to choose from, the best of the search first.
-
-    Other recipes may be scored there too, such as the winner without one of its stages; where the run says
-    which were to choose from, they have no part in the choice.
-    """
-    named = material.state.get("finalists")
+    """Return the trials that are scored on the holdout, the best of the search first."""
     return [
         trial
         for trial in ranked
-        if trial.recipe is not None
-        and (not isinstance(named, list) or trial.recipe_hash in named)
-        and isinstance(material.outcome(trial.recipe, "holdout"), Scored)
+        if trial.recipe is not None and isinstance(material.outcome(trial.recipe, "holdout"), Scored)
     ]
 
 
@@ -173,12 +166,6 @@ class Views:
             entry = replace(entry, choice=final.choice.intervals[place])
         size = self._material.sizes(trial.recipe) if trial.recipe else None
         return self._measured(replace(entry, size=size, speed=self._speed(trial.recipe_hash)))
-
-    def variant(self, name: str, recipe: Recipe) -> Entry:
-        """Return the entry of a recipe that is no trial."""
-        holdout = self._shown(self._material.outcome(recipe, "holdout"))
-        search = self._material.outcome(recipe, "search")
-        return self._measured(Entry(name, "candidate", None, recipe.hash, search, holdout))
 
     def baseline(self, name: str) -> Entry:
         """Return the entry of a parent or of the plain average."""

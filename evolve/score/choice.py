@@ -18,7 +18,6 @@ from evolve.score.intervals import CONFIDENCE
 from evolve.score.metrics import standard_error
 from evolve.score.objective import objective
 from evolve.score.statistics import interval
-from evolve.types import Scored
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -26,7 +25,7 @@ if TYPE_CHECKING:
     from evolve.config.schema import ScoreConfig
     from evolve.score.intervals import Interval
     from evolve.score.objective import Parents, Tasks
-    from evolve.types import Outcome, TaskScore
+    from evolve.types import TaskScore
 
 
 @dataclass(frozen=True)
@@ -71,24 +70,6 @@ def choose(
         intervals=tuple(interval(tasks, config, known, confidence=level) for tasks in first),
         items={name: len(task.items) for name, task in first[0].items()},
     )
-
-
-def winner_of(
-    outcomes: Sequence[Outcome | None], config: ScoreConfig | None, parents: Parents | None = None
-) -> int | None:
-    """Return the place of the winner among candidates that went to the holdout; None: none is scored there.
-
-    Args:
-        outcomes: What came of each on the holdout, the best of the search first.
-        config: The objective.
-        parents: The parents' holdout scores.
-    """
-    scored = [(place, one.tasks) for place, one in enumerate(outcomes) if isinstance(one, Scored)]
-    if not scored:
-        return None
-    tasks = [one for _, one in scored]
-    won = choose(tasks, config, parents).winner if config is not None and can_choose(tasks) else 0
-    return scored[won][0]
 
 
 def can_choose(candidates: Sequence[Tasks]) -> bool:

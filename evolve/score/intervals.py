@@ -84,7 +84,7 @@ def welch(first: Array, second: Array, *, confidence: float = CONFIDENCE) -> Int
     freedom = sum(parts) ** 2 / sum(
         part**2 / (len(side) - 1) for part, side in zip(parts, (first, second), strict=True)
     )
-    half = _student_quantile(confidence, freedom) * math.sqrt(sum(parts))
+    half = student_quantile(confidence, freedom) * math.sqrt(sum(parts))
     return Interval(value, value - half, value + half)
 
 
@@ -130,12 +130,12 @@ def _student(values: Array, centre: float, confidence: float) -> Interval:
     error = standard_error(values.tolist())
     if math.isnan(error):
         return Interval(centre, -math.inf, math.inf)
-    half = _student_quantile(confidence, len(values) - 1) * error
+    half = student_quantile(confidence, len(values) - 1) * error
     return Interval(centre, centre - half, centre + half)
 
 
 @functools.cache
-def _student_quantile(confidence: float, freedom: float) -> float:
+def student_quantile(confidence: float, freedom: float) -> float:
     """Return the two-sided quantile of Student's t by bisection of its distribution function."""
     z = _normal(confidence)
     if freedom > 200:

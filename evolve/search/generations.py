@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 from evolve.errors import Interrupted, RunError
-from evolve.score.choice import winner_of
 from evolve.score.objective import needs_parents, valued
 from evolve.search.race import Race
 from evolve.search.table import Table
@@ -317,30 +316,16 @@ class Generations:
         self._run.write_state(phase="holdout", reason=reason, running=0)
         if self._plan.holdout:
             count = 1 if self._plan.score is None else self._plan.score.holdout.top
-            proposals = self._searcher.top(count)
-            best = [self._space.recipe(one.values, self._plan.contents) for one in proposals]
-            # Whatever else comes to the holdout below has no part in the choice.
-            self._run.write_state(finalists=[recipe.hash for recipe in best])
+            best = [self._space.recipe(one.values, self._plan.contents) for one in self._searcher.top(count)]
             baselines = list(self._plan.baselines.values())
             self._began = time.monotonic()
             # The parents first, where the others' values need them.
             for recipes in [baselines, best] if self._needs_parents else [[*best, *baselines]]:
-                self._settle_holdout(recipes)
-            self._ablate(proposals)
+                self._settle_holdout([Job(recipe, "holdout") for recipe in recipes])
         self._run.write_state(phase="export", running=0)
 
-    def _ablate(self, proposals: Sequence[Proposal]) -> None:
-        """Score the winner once more without each stage that a gene has switched on."""
-        score, contents = self._plan.score, self._plan.contents
-        if score is None or not score.holdout.ablation:
-            return
-        jobs = [Job(self._space.recipe(one.values, contents), "holdout") for one in proposals]
-        place = winner_of([self._recorded(job) for job in jobs], score, self._parents_on("holdout"))
-        if place is not None:
-            self._settle_holdout(list(self._space.without(proposals[place].values, contents).values()))
-
-    def _settle_holdout(self, recipes: Sequence[Recipe]) -> None:
-        unique = {recipe.hash: Job(recipe, "holdout") for recipe in recipes}
+    def _settle_holdout(self, jobs: Sequence[Job]) -> None:
+        unique = {job.key: job for job in jobs}
         todo = [job for job in unique.values() if self._known(job) is None]
         for result in self._evaluate(todo, self._run.stop_requested):
             self._record(result)

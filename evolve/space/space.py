@@ -103,24 +103,21 @@ class Space:
             if slot.path == ("enabled",) and not slot.genes[0].single
         }
 
-    def without(self, values: Mapping[str, float], contents: Mapping[str, str]) -> dict[str, Recipe]:
-        """Return the recipes of a point with one switched stage off each, by the stage.
-
-        A stage that is off at the point is left out, and so is one that the result does not depend on.
+    def active(self, values: Mapping[str, float], contents: Mapping[str, str]) -> frozenset[str]:
+        """Return the switched stages that are on at a point and that its result depends on.
 
         Args:
             values: Gene name to value, as for :meth:`recipe`.
             contents: Model name to ``sha256:...``.
         """
         whole = self.recipe(values, contents).hash
-        found = {}
+        found = set()
         for name, gene in self.switches().items():
             if gene.choices is not None and gene.decode(values[gene.name]):
-                off = float(gene.choices.index(False))
-                recipe = self.recipe({**values, gene.name: off}, contents)
-                if recipe.hash != whole:
-                    found[name] = recipe
-        return found
+                off = {**values, gene.name: float(gene.choices.index(False))}
+                if self.recipe(off, contents).hash != whole:
+                    found.add(name)
+        return frozenset(found)
 
     def document(self, values: Mapping[str, float]) -> dict[str, Any]:
         """Return the config with its ranges filled in, as plain data of the same schema.
