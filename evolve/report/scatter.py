@@ -117,12 +117,19 @@ def _names(dots: Sequence[Dot], x: Scale, y: Scale) -> Iterator[str]:
         label = short(dot.label, _LONGEST)
         width = CHARACTER * len(label)
         at, height = x(dot.x), y(dot.y)
-        for left, base, anchor in (
+        beside = [
             (at + 9, height + 4, "start"),
             (at - 9 - width, height + 4, "end"),
             (at - width / 2, height - 10, "middle"),
             (at - width / 2, height + 19, "middle"),
-        ):
+        ]
+        # Between the whiskers, not on them.
+        corners = [
+            (left, base, anchor)
+            for base in (height - 9, height + 18)
+            for left, anchor in ((at + 9, "start"), (at - 9 - width, "end"))
+        ]
+        for left, base, anchor in corners + beside if dot.x_ends else beside:
             box = (left, base - 10, left + width, base + 3)
             inside = left >= LEFT and box[2] < WIDTH and box[1] >= _TOP - 10 and base <= HEIGHT - BOTTOM
             if inside and not any(_cover(box, other) for other in taken):
