@@ -29,6 +29,9 @@ FailureKind = Literal[
 
 Split = Literal["search", "holdout"]
 
+Role = Literal["gain", "retention"]
+"""What a task is for, where gain is held against forgetting."""
+
 Items: TypeAlias = "tuple[tuple[str, tuple[str, ...]], ...]"
 """Some items of a split: each task with the keys of its items, in the order in which they are asked."""
 
@@ -137,6 +140,35 @@ class TaskScore:
 
 
 @dataclass(frozen=True)
+class Training:
+    """What one training stage of a candidate showed, short enough to stand in its record.
+
+    Attributes:
+        stage: Name of the stage, or its kind.
+        steps: Optimiser steps of the whole training.
+        tokens: Tokens that were gone over, padding left out.
+        seconds: That the training took, whichever candidate it was made for.
+        columns: Names of the numbers of a row: ``step``, ``loss`` (nats per token that counts), and what the
+            objective says beside them.
+        rows: One for each point of the curve, in the order of the steps; NaN where a number is not known.
+    """
+
+    stage: str
+    steps: int
+    tokens: int
+    seconds: float
+    columns: tuple[str, ...] = ()
+    rows: tuple[tuple[float, ...], ...] = ()
+
+    def curve(self, column: str = "loss") -> list[tuple[float, float]]:
+        """Return ``(step, number)`` of one column, as far as it is finite; empty where there is none."""
+        if column not in self.columns or "step" not in self.columns:
+            return []
+        x, y = self.columns.index("step"), self.columns.index(column)
+        return [(row[x], row[y]) for row in self.rows if math.isfinite(row[x]) and math.isfinite(row[y])]
+
+
+@dataclass(frozen=True)
 class Scored:
     """A candidate that was built and scored.
 
@@ -146,6 +178,7 @@ class Scored:
         tasks: Task name to its score.
         seconds: Phase name (``build``, ``load`` or ``restart``, ``score``, ``total``) to wall-clock seconds.
         log: What the candidate printed, cut to a bounded size.
+        training: What its training stages showed, in their order.
     """
 
     value: float
@@ -153,6 +186,7 @@ class Scored:
     tasks: Mapping[str, TaskScore]
     seconds: Mapping[str, float] = field(default_factory=lambda: MappingProxyType({}))
     log: str = ""
+    training: tuple[Training, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -232,7 +266,31 @@ def outcome_to_json(outcome: Outcome, *, items: bool = True) -> dict[str, Any]:
             for name, task in outcome.tasks.items()
         },
         "seconds": dict(outcome.seconds),
+        **({"training": [training_to_json(one) for one in outcome.training]} if outcome.training else {}),
     }
+
+
+def training_to_json(training: Training) -> dict[str, Any]:
+    """Return a JSON object; a number that is not finite becomes null."""
+    return {
+        "stage": training.stage,
+        "steps": training.steps,
+        "tokens": training.tokens,
+        "seconds": training.seconds,
+        "columns": list(training.columns),
+        "rows": [[_finite_or_none(number) for number in row] for row in training.rows],
+    }
+
+
+def _training_from_json(data: Mapping[str, Any]) -> Training:
+    return Training(
+        stage=data["stage"],
+        steps=data["steps"],
+        tokens=data["tokens"],
+        seconds=data["seconds"],
+        columns=tuple(data["columns"]),
+        rows=tuple(tuple(_nan_if_none(number) for number in row) for row in data["rows"]),
+    )
 
 
 def outcome_from_json(data: Mapping[str, Any]) -> Outcome:
@@ -250,7 +308,8 @@ def outcome_from_json(data: Mapping[str, Any]) -> Outcome:
         )
         for name, task in data["tasks"].items()
     }
-    return Scored(data["value"], _nan_if_none(data["stderr"]), tasks, data["seconds"])
+    training = tuple(_training_from_json(one) for one in data.get("training", ()))
+    return Scored(data["value"], _nan_if_none(data["stderr"]), tasks, data["seconds"], training=training)
 
 
 def _finite_or_none(value: float) -> float | None:

@@ -72,6 +72,8 @@ def records(run: Path) -> dict[str, tuple[dict[str, Any], tuple[int, int]]]:
         with contextlib.suppress(FileNotFoundError):
             outcome = json.loads(path.read_text())["outcome"]
             outcome.pop("seconds", None)
+            for training in outcome.get("training", ()):
+                training.pop("seconds")
             status = path.stat()
             found[path.stem] = (outcome, (status.st_ino, status.st_mtime_ns))
     return found

@@ -11,7 +11,7 @@ from evolve.cli.output import print_csv, print_json, print_rich, table
 from evolve.cli.paths import shown
 from evolve.cli.reading import pick_trial, read_run
 from evolve.cli.trials import trial_json
-from evolve.types import Job, outcome_to_json
+from evolve.types import Job, outcome_to_json, training_to_json
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -41,8 +41,12 @@ def show(run: str, number: int, runs: Path, style: str) -> None:
         print_csv([found])
         return
     if style == "json":
+        from evolve.report import layers
+
         found["phases"] = dict(trial.outcome.seconds) if trial.outcome else None
         found["tasks"] = outcome_to_json(trial.outcome).get("tasks") if trial.outcome else None
+        found["training"] = [training_to_json(one) for one in material.training.get(trial.recipe_hash, ())]
+        found["layers"] = layers.to_json(layers.stackings(trial.recipe)) if trial.recipe else []
         found["log"] = str(log) if log else None
         found["document"] = _document(material, trial)
         print_json(found)
@@ -91,6 +95,8 @@ def _tables(material: Material, trial: Trial, log: Path | None) -> list[Renderab
 
     from evolve.config.dump import to_yaml
     from evolve.report import numbers
+    from evolve.report.layers import described, stackings
+    from evolve.report.text import trained
     from evolve.score.objective import shortfalls
     from evolve.score.statistics import interval
 
@@ -107,6 +113,10 @@ def _tables(material: Material, trial: Trial, log: Path | None) -> list[Renderab
     facts.append(("recipe", trial.recipe_hash or numbers.MISSING))
     if trial.outcome is not None:
         facts += [(phase, numbers.duration(seconds)) for phase, seconds in trial.outcome.seconds.items()]
+    for training in material.training.get(trial.recipe_hash, ()):
+        facts.append((f"training ({training.stage})", trained(training)))
+    for stacking in stackings(trial.recipe) if trial.recipe else ():
+        facts.append((f"layers ({stacking.stage})", described(stacking)))
     if log is not None:
         facts.append(("log", shown(log)))
     parts = [table(["", ""], facts, title=f"{material.name}, trial {trial.number}")]

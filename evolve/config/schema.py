@@ -9,6 +9,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from evolve.config.values import Block
 from evolve.registry import ENGINES, SAMPLERS, SCORERS, did_you_mean
+from evolve.types import Role
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -70,6 +71,9 @@ class TaskConfig(Block):
     """Number of items for the search, drawn by seed; absent: all that the holdout leaves."""
     num_fewshot: int | None = Field(default=None, ge=0)
     """Few-shot examples; absent: what the task says."""
+    role: Role | None = None
+    """``gain``: a model is to become better here; ``retention``: it is to lose nothing here. For the picture
+    of gain against forgetting alone, whatever the weight. Tasks of one role count alike."""
 
 
 class Counted(NamedTuple):
@@ -78,6 +82,7 @@ class Counted(NamedTuple):
     task: str
     metric: str
     weight: float
+    role: Role | None = None
 
 
 class HoldoutConfig(Block):
@@ -162,13 +167,20 @@ class ScoreConfig(Block):
             raise ValueError(f"the task {twice[0]!r} is listed twice: a task has one metric and one weight")
         if not any(entry.weight for entry in self.counted):
             raise ValueError("every task has weight 0: give at least one a weight above 0")
+        if len(roles := {entry.role for entry in self.counted if entry.role}) == 1:
+            (given,) = roles
+            lacking = "retention" if given == "gain" else "gain"
+            raise ValueError(
+                f"role: {given} is given and role: {lacking} is not: gain is held against forgetting, so "
+                f"give at least one task or scorer role: {lacking}, or remove the roles"
+            )
         return self
 
     @property
     def counted(self) -> tuple[Counted, ...]:
         """Everything that has a score: the tasks, then the other scorers."""
         return (
-            *(Counted(task.task, task.metric, task.weight) for task in self.tasks),
+            *(Counted(task.task, task.metric, task.weight, task.role) for task in self.tasks),
             *(_counted(entry) for entry in self.scorers),
         )
 
@@ -180,7 +192,7 @@ def _counted(entry: dict[str, Any]) -> Counted:
     if kind not in SCORERS:
         raise ValueError(f"unknown scorer {kind!r}{did_you_mean(kind, SCORERS.names())}")
     block = SCORERS.load(kind).block.model_validate(raw)
-    return Counted(block.name or kind, block.metric_name, block.weight)
+    return Counted(block.name or kind, block.metric_name, block.weight, block.role)
 
 
 class RacingConfig(Block):

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from evolve.engine.base import EvaluatorSpec
     from evolve.score.engines.base import Engine
     from evolve.score.scorer import Scorer
+    from evolve.types import Training
     from evolve.weights.model import Model
 
 logger = logging.getLogger(__name__)
@@ -42,6 +43,7 @@ class Evaluator:
         self._scorer: Scorer | None = None
         self._engine: Engine | None = None
         self._held = ""
+        self._training: list[Training] = []
 
     def start(self) -> float:
         """Map the parents, prepare the tasks and start the engine.
@@ -88,6 +90,8 @@ class Evaluator:
         handler = _LogCapture()
         with handler.attached():
             outcome = self._attempt(job, clock)
+        if isinstance(outcome, Scored):
+            outcome = replace(outcome, training=tuple(self._training))
         return replace(outcome, seconds=clock.report(), log=handler.text() + outcome.log)
 
     def _attempt(self, job: Job, clock: _Clock) -> Outcome:
@@ -120,6 +124,7 @@ class Evaluator:
         from evolve.stages.pipeline import build
         from evolve.weights.prefetch import prefetched
 
+        self._training = []
         with clock.phase("build"):
             with self._room_to_train(job.recipe):
                 model = build(
@@ -128,6 +133,7 @@ class Evaluator:
                     seed=self._spec.seed,
                     folder=Path(self._spec.folder),
                     memo=self._memo,
+                    told=self._training.append,
                 )
             model = prefetched(model, self._spec.threads)
 

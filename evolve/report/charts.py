@@ -1,22 +1,36 @@
-"""The pictures of the report as SVG: the convergence curve, bars with intervals, parameters over depth."""
+"""Pictures of numbers as SVG: the convergence curve, bars with intervals, loss curves."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from html import escape
 from typing import TYPE_CHECKING
 
 from evolve.report import numbers
+from evolve.report.svg import (
+    BOTTOM,
+    HEIGHT,
+    LEFT,
+    RIGHT,
+    TOP,
+    WIDTH,
+    Scale,
+    picture,
+    scale,
+    short,
+    spread,
+    text,
+    x_axis,
+    y_axis,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Sequence
 
     from evolve.report.summary import Point
 
-_WIDTH = 860
-_HEIGHT = 320
-_LEFT, _RIGHT, _TOP, _BOTTOM = 64, 170, 16, 40
+_CLOSE = 0.1
+"""Where all ends of the intervals lie closer together than this share of the largest, 0 is not shown."""
 
 
 @dataclass(frozen=True)
@@ -44,33 +58,18 @@ class Bar:
 
 
 @dataclass(frozen=True)
-class _Scale:
-    """Maps values to pixels."""
+class Line:
+    """One line of a chart of curves.
 
-    low: float
-    high: float
-    start: float
-    end: float
+    Attributes:
+        label: Text at its right end.
+        points: ``(x, y)``, finite, from left to right.
+        best: Whether it is the one to look at.
+    """
 
-    def __call__(self, value: float) -> float:
-        share = (value - self.low) / (self.high - self.low)
-        return round(self.start + share * (self.end - self.start), 2)
-
-    def ticks(self, count: int = 5) -> list[float]:
-        """Return round values inside the scale."""
-        rough = (self.high - self.low) / count
-        power = 10.0 ** math.floor(math.log10(rough))
-        step = next(power * factor for factor in (1, 2, 5, 10) if power * factor >= rough * 0.999)
-        first = math.ceil(self.low / step - 1e-9)
-        last = math.floor(self.high / step + 1e-9)
-        return [index * step for index in range(first, last + 1)]
-
-
-def _scale(values: Iterable[float], start: float, end: float) -> _Scale:
-    finite = [value for value in values if math.isfinite(value)] or [0.0, 1.0]
-    low, high = min(finite), max(finite)
-    margin = 0.06 * (high - low) or max(abs(high), 1.0) * 0.05
-    return _Scale(low - margin, high + margin, start, end)
+    label: str
+    points: Sequence[tuple[float, float]]
+    best: bool = False
 
 
 def convergence(points: Sequence[Point], lines: Sequence[tuple[str, float]]) -> str:
@@ -83,166 +82,88 @@ def convergence(points: Sequence[Point], lines: Sequence[tuple[str, float]]) -> 
     if not points:
         return ""
     values = [point.value for point in points] + [value for _, value in lines]
-    y = _scale(values, _HEIGHT - _BOTTOM, _TOP)
+    y = scale(values, HEIGHT - BOTTOM, TOP)
     last = max(points[-1].number, 1)
-    x = _Scale(0, last, _LEFT, _WIDTH - _RIGHT)
-    parts = [_y_axis(y)]
-    for number in dict.fromkeys(math.floor(tick) for tick in x.ticks(8)):
-        parts.append(_text(x(number), _HEIGHT - _BOTTOM + 18, str(number), "middle"))
-    parts.append(_text(x(last / 2), _HEIGHT - 6, "trial", "middle"))
+    x = Scale(0, last, LEFT, WIDTH - RIGHT)
+    parts = [y_axis(y), x_axis(x, "trial", count=8, whole=True)]
     labels = []
     for label, value in lines:
-        parts.append(f'<line class="rival" x1="{_LEFT}" x2="{x(last)}" y1="{y(value)}" y2="{y(value)}"/>')
+        parts.append(f'<line class="rival" x1="{LEFT}" x2="{x(last)}" y1="{y(value)}" y2="{y(value)}"/>')
         labels.append((y(value), label))
     for point in points:
-        parts.append(f'<circle cx="{x(point.number)}" cy="{y(point.value)}" r="2.5"/>')
+        parts.append(f'<circle cx="{x(point.number)}" cy="{y(point.value)}" r="3"/>')
     path = f"M{x(points[0].number)} {y(points[0].best)}"
     for point in points[1:]:
         path += f"H{x(point.number)}V{y(point.best)}"
     parts.append(f'<path class="best" d="{path}"/>')
     labels.append((y(points[-1].best), "best so far"))
-    parts += [_text(x(last) + 8, place + 4, _short(label, 25), "start") for place, label in _spread(labels)]
-    return _svg(_HEIGHT, "The best value so far over the trials", parts)
+    parts += [text(x(last) + 8, place + 4, short(label, 25), "start") for place, label in spread(labels)]
+    return picture(HEIGHT, "The best value so far over the trials", parts)
 
 
 def bars(rows: Sequence[Bar], title: str) -> str:
-    """Return horizontal bars with 95 % intervals; the axis starts where the differences can be seen."""
+    """Return horizontal bars from 0 with 95 % intervals.
+
+    Where all values lie close together and far from 0, bars would hide the differences and cut ones would
+    lie about them: then each value is a dot on an axis that does not begin at 0.
+    """
     if not rows:
         return ""
     height = 34 * len(rows) + 44
-    ends = [end for row in rows for end in (row.low, row.value, row.high)]
-    x = _scale(ends, 220, _WIDTH - 190)
+    ends = [end for row in rows for end in (row.low, row.value, row.high) if math.isfinite(end)]
+    solid = max(ends) - min(ends) > _CLOSE * max(map(abs, ends))
+    x = scale([*ends, 0.0] if solid else ends, 220, WIDTH - 190)
+    if solid and min(ends) >= 0:
+        x = Scale(0.0, x.high, x.start, x.end)
     parts = []
-    for tick in x.ticks():
+    for tick, label in x.ticks():
         parts.append(f'<line class="grid" x1="{x(tick)}" x2="{x(tick)}" y1="8" y2="{height - 34}"/>')
-        parts.append(_text(x(tick), height - 16, f"{tick:.4g}", "middle"))
+        parts.append(text(x(tick), height - 16, label))
     for index, row in enumerate(rows):
         middle = 26 + 34 * index
-        kind = "bar best" if row.best else "bar"
-        width = round(x(row.value) - 220, 2)
-        parts.append(_text(212, middle + 4, _short(row.label, 32), "end"))
-        parts.append(f'<rect class="{kind}" x="220" y="{middle - 9}" width="{width}" height="18"/>')
+        kind = " best" if row.best else ""
+        parts.append(text(212, middle + 4, short(row.label, 32), "end"))
+        if solid:
+            left, right = sorted((x(0.0), x(row.value)))
+            width = round(right - left, 2)
+            parts.append(f'<rect class="bar{kind}" x="{left}" y="{middle - 9}" width="{width}" height="18"/>')
+        else:
+            parts.append(f'<circle class="bar{kind}" cx="{x(row.value)}" cy="{middle}" r="5"/>')
         if row.known:
             low, high = x(row.low), x(row.high)
             path = f"M{low} {middle}H{high}M{low} {middle - 5}v10M{high} {middle - 5}v10"
             parts.append(f'<path class="whisker" d="{path}"/>')
-        text = numbers.interval(row.value, row.low, row.high)
-        parts.append(_text(_WIDTH - 182, middle + 4, text, "start"))
-    return _svg(height, title, parts)
+        value = numbers.interval(row.value, row.low, row.high)
+        parts.append(text(WIDTH - 182, middle + 4, value, "start"))
+    return picture(height, title, parts)
 
 
-@dataclass(frozen=True)
-class Dot:
-    """A point of a scatter plot.
+def curves(lines: Sequence[Line], title: str, x_label: str, y_label: str) -> str:
+    """Return lines over a common axis, each with its name at its right end.
 
-    Attributes:
-        label: What it is.
-        x: Where it is from left to right.
-        y: Where it is from the bottom to the top.
-        best: Whether it is on the front.
+    Lines without points are left out.
+
+    Args:
+        lines: At most a dozen.
+        title: Of the picture.
+        x_label: What the axis to the right is; whole numbers.
+        y_label: What the axis upwards is.
     """
-
-    label: str
-    x: float
-    y: float
-    best: bool = False
-
-
-def scatter(dots: Sequence[Dot], title: str, x_label: str, y_label: str) -> str:
-    """Return a scatter plot: those on the front are joined and named, the others say their name on hovering.
-
-    Dots with a number that is not finite are left out.
-    """
-    known = [dot for dot in dots if math.isfinite(dot.x) and math.isfinite(dot.y)]
+    known = [line for line in lines if line.points]
     if not known:
         return ""
-    x = _scale([dot.x for dot in known], _LEFT, _WIDTH - _RIGHT)
-    y = _scale([dot.y for dot in known], _HEIGHT - _BOTTOM, _TOP)
-    parts = [_y_axis(y)]
-    for tick in x.ticks():
-        parts.append(_text(x(tick), _HEIGHT - _BOTTOM + 18, f"{tick:.4g}", "middle"))
-    parts.append(_text((_LEFT + _WIDTH - _RIGHT) / 2, _HEIGHT - 6, x_label, "middle"))
-    parts.append(_text(_WIDTH - _RIGHT + 8, _TOP + 4, y_label, "start"))
-    front = sorted((dot for dot in known if dot.best), key=lambda dot: (dot.x, dot.y))
-    if front:
-        path = " ".join(f"{'L' if index else 'M'}{x(dot.x)} {y(dot.y)}" for index, dot in enumerate(front))
-        parts.append(f'<path class="best" d="{path}"/>')
-    for dot in known:
-        name = escape(f"{dot.label}: {dot.x:.4g}, {dot.y:.4g}")
-        kind = ' class="best"' if dot.best else ""
-        parts.append(
-            f'<circle{kind} cx="{x(dot.x)}" cy="{y(dot.y)}" r="{4 if dot.best else 2.5}">'
-            f"<title>{name}</title></circle>"
-        )
-    labels = _spread([(y(dot.y), dot.label) for dot in front])
-    parts += [_text(_WIDTH - _RIGHT + 8, place + 22, _short(label, 25), "start") for place, label in labels]
-    return _svg(_HEIGHT, title, parts)
-
-
-def layers(rows: Sequence[tuple[str, Sequence[float]]], title: str) -> str:
-    """Return a map of parameters over depth: a row a parameter, a cell a layer, stronger where larger.
-
-    Each row has its own scale: its largest absolute value is the full colour, and stands at its right.
-    """
-    width = max((len(values) for _, values in rows), default=0)
-    if not width:
-        return ""
-    start, end, top, height = 220, _WIDTH - 190, 8, 24
-    step = (end - start) / width
-    parts = []
-    for index, (label, values) in enumerate(rows):
-        y = top + height * index
-        largest = max(abs(value) for value in values)
-        parts.append(_text(start - 8, y + 15, _short(label, 32), "end"))
-        for layer, value in enumerate(values):
-            strength = round(abs(value) / largest, 3) if largest else 0
-            kind = "plus" if value >= 0 else "minus"
-            x = round(start + step * layer, 2)
-            parts.append(
-                f'<rect class="cell {kind}" x="{x}" y="{y}" width="{step:.2f}" height="{height - 3}" '
-                f'fill-opacity="{strength}"><title>layer {layer}: {value:.4g}</title></rect>'
-            )
-        parts.append(_text(end + 8, y + 15, _span(values), "start"))
-    bottom = top + height * len(rows)
-    for layer in sorted({0, (width - 1) // 2, width - 1}):
-        parts.append(_text(round(start + step * (layer + 0.5), 2), bottom + 14, str(layer), "middle"))
-    parts.append(_text((start + end) / 2, bottom + 32, "layer", "middle"))
-    return _svg(bottom + 40, title, parts)
-
-
-def _span(values: Sequence[float]) -> str:
-    """Return the one value of a row, or those of its first and last layer."""
-    first, last = values[0], values[-1]
-    return f"{first:.3g}" if min(values) == max(values) else f"{first:.3g} … {last:.3g}"
-
-
-def _short(label: str, most: int) -> str:
-    """Cut a label that would leave the picture; the tables have it whole."""
-    return label if len(label) <= most else f"{label[: most - 1]}…"
-
-
-def _spread(labels: list[tuple[float, str]], gap: float = 15) -> list[tuple[float, str]]:
-    """Move labels apart that would cover each other."""
-    placed: list[tuple[float, str]] = []
-    for place, label in sorted(labels):
-        placed.append((max(place, placed[-1][0] + gap) if placed else place, label))
-    return placed
-
-
-def _y_axis(y: _Scale) -> str:
-    parts = []
-    for tick in y.ticks():
-        parts.append(
-            f'<line class="grid" x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{y(tick)}" y2="{y(tick)}"/>'
-        )
-        parts.append(_text(_LEFT - 8, y(tick) + 4, f"{tick:.4g}", "end"))
-    return "".join(parts)
-
-
-def _text(x: float, y: float, text: str, anchor: str) -> str:
-    return f'<text x="{x:g}" y="{y:g}" text-anchor="{anchor}">{escape(text)}</text>'
-
-
-def _svg(height: int, title: str, parts: Iterable[str]) -> str:
-    head = f'<svg role="img" viewBox="0 0 {_WIDTH} {height}" width="{_WIDTH}" height="{height}">'
-    return f"{head}<title>{escape(title)}</title>{''.join(parts)}</svg>"
+    top = TOP + 14
+    y = scale([value for line in known for _, value in line.points], HEIGHT - BOTTOM, top)
+    last = max(max(place for line in known for place, _ in line.points), 1.0)
+    x = Scale(0.0, last, LEFT, WIDTH - RIGHT)
+    parts = [y_axis(y), x_axis(x, x_label, count=8, whole=True), text(LEFT, 14, y_label, "start")]
+    labels = []
+    for line in sorted(known, key=lambda one: one.best):
+        path = " ".join(f"{'L' if index else 'M'}{x(a)} {y(b)}" for index, (a, b) in enumerate(line.points))
+        parts.append(f'<path class="{"best" if line.best else "other"}" d="{path}"/>')
+        if len(line.points) == 1:
+            ((a, b),) = line.points
+            parts.append(f'<circle cx="{x(a)}" cy="{y(b)}" r="3"/>')
+        labels.append((y(line.points[-1][1]), line.label))
+    parts += [text(x(last) + 8, place + 4, short(label, 25), "start") for place, label in spread(labels)]
+    return picture(HEIGHT, title, parts)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from evolve.types import Failed, Job, Outcome, Recipe, Scored
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from evolve.report.sources import Size
     from evolve.space.genes import ChoiceValue
     from evolve.store.rundir import RunDir
-    from evolve.types import FailureKind, Parent, Split, TaskScore
+    from evolve.types import FailureKind, Parent, Split, TaskScore, Training
     from evolve.weights.model import Model
 
 SPLITS: tuple[Split, ...] = ("search", "holdout")
@@ -34,6 +34,7 @@ class Trial:
         recipe: The recipe, or None before it was evaluated.
         recipe_hash: Its hash, or "" before it is known.
         outcome: What the evaluator said, or None.
+        values: Gene name to value, as the sampler sees it; empty where some are not known yet.
     """
 
     number: int
@@ -43,6 +44,7 @@ class Trial:
     recipe: Recipe | None
     recipe_hash: str
     outcome: Outcome | None
+    values: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def scored(self) -> Scored | None:
@@ -75,6 +77,7 @@ class Material:
         outcomes: Key of a job to its outcome, under the scoring that the run uses now.
         sizes: Recipe's hash to the size of what it builds, as far as the parents are there.
         layers: Layers of the first parent, or None where it is not there.
+        training: Recipe's hash to what its training stages showed, for recipes that have such.
     """
 
     name: str
@@ -87,6 +90,12 @@ class Material:
     outcomes: Mapping[str, Outcome]
     sizes: Callable[[Recipe], Size | None] = lambda _: None
     layers: int | None = None
+    training: Mapping[str, tuple[Training, ...]] = field(default_factory=dict)
+
+    @property
+    def contents(self) -> dict[str, str]:
+        """Model name to content hash."""
+        return {name: parent.content for name, parent in self.parents.items()}
 
     def parents_on(self, split: Split) -> dict[str, Mapping[str, TaskScore]]:
         """Return the parents that are scored on a split, name to tasks."""
@@ -121,7 +130,8 @@ def collect(run: RunDir, loaded: Loaded) -> Material:
     key = state.get("score_key")
     records = [record for record in run.records() if key is None or record.score_key == key]
     outcomes = {record.job.key: record.outcome for record in records}
-    recipes = {record.recipe.hash: record.recipe for record in [*run.parts(), *records]}
+    everything = [*run.parts(), *records]
+    recipes = {record.recipe.hash: record.recipe for record in everything}
     contents = {name: parent.content for name, parent in parents.items()}
     known = baselines(loaded, contents)
     if state.get("no_average"):
@@ -139,6 +149,11 @@ def collect(run: RunDir, loaded: Loaded) -> Material:
         outcomes=outcomes,
         sizes=sizes,
         layers=layers,
+        training={
+            record.recipe.hash: record.outcome.training
+            for record in everything
+            if isinstance(record.outcome, Scored) and record.outcome.training
+        },
     )
 
 
@@ -223,7 +238,8 @@ def _trials(
     for row in load_trials(run, loaded.config.search.storage, study):
         recipe = recipes.get(row.recipe)
         # A trial that was just asked may not have all of its values yet.
-        params = space.params(row.values) if genes <= row.values.keys() else {}
+        values = row.values if genes <= row.values.keys() else {}
+        params = space.params(values) if values else {}
         outcome = outcomes.get(Job(recipe).key) if recipe else None
-        trials.append(Trial(row.number, row.state, row.value, params, recipe, row.recipe, outcome))
+        trials.append(Trial(row.number, row.state, row.value, params, recipe, row.recipe, outcome, values))
     return tuple(sorted(trials, key=lambda trial: trial.number))

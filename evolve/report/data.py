@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from evolve.report import sources, variants
+from evolve.report import layers, sources, switched, trade, variants
 from evolve.report.numbers import finite
 from evolve.report.text import POINT, verdict
-from evolve.types import outcome_to_json
+from evolve.types import outcome_to_json, training_to_json
 
 if TYPE_CHECKING:
     from evolve.report.summary import Summary
@@ -47,8 +47,13 @@ def to_json(summary: Summary, *, items: bool = False) -> dict[str, Any]:
         "final": _final(summary),
         "finalists": [_entry(entry, items) for entry in summary.finalists],
         "profiles": [
-            {"model": one.model, "name": one.name, "values": list(one.values)} for one in summary.profiles
+            {"model": one.model, "name": one.name, "values": [finite(value) for value in one.values]}
+            for one in summary.profiles
         ],
+        "stackings": layers.to_json(summary.stackings),
+        "training": [training_to_json(one) for one in summary.training],
+        "switched": switched.to_json(summary.switched),
+        "trade": trade.to_json(summary.trade),
         "overlaps": [dict(one) for one in summary.overlaps],
         "variants": variants.to_json(summary.variants),
         "tasks": {

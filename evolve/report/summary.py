@@ -11,7 +11,9 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from evolve.report.layers import profiles
+from evolve.report.layers import profiles, stackings
+from evolve.report.switched import switched_stages
+from evolve.report.trade import trade_of
 from evolve.report.variants import Variants, variants_of
 from evolve.report.views import Entry, Final, Views, choose_winner, finalists
 from evolve.types import Failed
@@ -21,10 +23,12 @@ if TYPE_CHECKING:
 
     from evolve.config.schema import ScoreConfig
     from evolve.report.collect import Material, Trial
-    from evolve.report.layers import Profile
+    from evolve.report.layers import Profile, Stacking
     from evolve.report.sources import Row
+    from evolve.report.switched import Switched
+    from evolve.report.trade import Trade
     from evolve.space.genes import ChoiceValue
-    from evolve.types import Recipe
+    from evolve.types import Recipe, Training
 
 
 @dataclass(frozen=True)
@@ -78,6 +82,10 @@ class Summary:
         profiles: The parameters of the best recipe over the layers.
         overlaps: What items share with the texts that the recipe reads, as the run's state has it.
         variants: The best recipe with other seeds, and without each of its stages.
+        stackings: Where the layers of the best recipe are from, of every merge in it that stacks layers.
+        training: What the training stages of the best have shown.
+        switched: What the search saw of the stages that genes switch.
+        trade: Gain against forgetting, or None: no task has a role.
     """
 
     name: str
@@ -109,6 +117,10 @@ class Summary:
     profiles: tuple[Profile, ...] = ()
     overlaps: tuple[Mapping[str, Any], ...] = ()
     variants: Variants = field(default_factory=Variants)
+    stackings: tuple[Stacking, ...] = ()
+    training: tuple[Training, ...] = ()
+    switched: tuple[Switched, ...] = ()
+    trade: Trade | None = None
 
     @property
     def table(self) -> tuple[Entry, ...]:
@@ -179,6 +191,10 @@ def summarise(material: Material, run: str, *, top: int = 5) -> Summary:
         profiles=_profiles(material, winner),
         overlaps=tuple(state.get("overlaps") or ()),
         variants=variants_of(material, views, winner.recipe if winner else None, [*parents[:1], average]),
+        stackings=tuple(stackings(winner.recipe)) if winner and winner.recipe else (),
+        training=material.training.get(winner.recipe_hash, ()) if winner else (),
+        switched=switched_stages(material, ranked, winner),
+        trade=trade_of(material, ranked, best, [*([best] if best else []), *looked_at, *baselines]),
     )
 
 

@@ -4,24 +4,27 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from evolve.report import numbers, sources, variants
+from evolve.report import layers, numbers, sources, switched, trade, variants
 from evolve.types import Failed
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
     from rich.console import RenderableType
 
     from evolve.report.summary import Summary
     from evolve.report.views import Entry
     from evolve.score.statistics import Comparison, Verdict
-    from evolve.types import Split
+    from evolve.types import Split, Training
 
 FOOTNOTE = (
     "[low, high] are 95 % intervals over items; differences are paired over the same items. "
     "The search chose the best by its search score, which therefore flatters it: trust the holdout."
 )
 
+
+_MOST_FRONT = 8
+"""Most rows of the front of gain against forgetting in the terminal."""
 
 POINT = 0.01
 """No loss: the whole interval of the difference is above minus this."""
@@ -83,12 +86,24 @@ def facts(summary: Summary) -> list[tuple[str, str]]:
             for phase, seconds in summary.seconds.items()
         )
         facts.append(("per candidate", ", ".join(phases)))
+    for stacking in summary.stackings:
+        facts.append((f"layers of the best ({stacking.stage})", layers.described(stacking)))
+    for training in summary.training:
+        facts.append((f"training of the best ({training.stage})", trained(training)))
     facts += _cautions(summary)
     if summary.hot_score:
         facts.append(("best in the running engine", _plain_score(summary.hot_score)))
     if summary.fresh_score:
         facts.append(("exported folder, fresh process", _plain_score(summary.fresh_score)))
     return facts
+
+
+def trained(training: Training) -> str:
+    """Return one line about a training: its first and last loss, its steps, tokens and time."""
+    curve = training.curve()
+    loss = f"loss {curve[0][1]:.4g} to {curve[-1][1]:.4g} nats a token, " if curve else ""
+    size = f"{training.steps} steps, {sources.count(training.tokens)} tokens"
+    return f"{loss}{size}, {numbers.duration(training.seconds)}"
 
 
 def _cautions(summary: Summary) -> list[tuple[str, str]]:
@@ -103,7 +118,20 @@ def _cautions(summary: Summary) -> list[tuple[str, str]]:
             lost = ", ".join(f"{task} by {excess:.4f} beyond the limit" for task, excess in broken.items())
             found.append((f"loses too much ({split})", lost))
     found += variants.facts(summary.variants)
-    found += [("overlap", describe(one)) for one in summary.overlaps]
+    return found + [("overlap", line) for line in _overlaps(summary.overlaps)]
+
+
+def _overlaps(overlaps: Iterable[Mapping[str, Any]]) -> list[str]:
+    """Return a line for each overlap that there is, and one for all texts with which nothing is shared."""
+    found, free = [], []
+    for one in overlaps:
+        if one["shared"]:
+            found.append(describe(one))
+        else:
+            free.append(str(one["corpus"]))
+    clean = [corpus for corpus in dict.fromkeys(free) if not any(corpus in line for line in found)]
+    if clean:
+        found.append(f"no item shares text with {', '.join(clean)}")
     return found
 
 
@@ -150,8 +178,15 @@ def tables(summary: Summary) -> list[RenderableType]:
         parts.append(grid(*final_rows(summary), "the last choice"))
     if summary.variants.stages:
         parts.append(grid(*variants.rows(summary.variants), "which stages pay"))
+    if summary.switched:
+        parts.append(grid(*switched.cells(summary.switched), "stages on and off in the search"))
+    if summary.trade is not None:
+        title = f"gain against forgetting, counted from {summary.trade.start}"
+        parts.append(grid(*trade.cells(summary.trade, most=_MOST_FRONT), title))
     parts.extend(Text(f"{name}: {text}") for name, text in facts(summary))
-    parts.append(Text(f"{footnote(summary)} {sources.NOTE}" if summary.sources else footnote(summary), "dim"))
+    said = [footnote(summary), sources.NOTE if summary.sources else ""]
+    said += [switched.NOTE if summary.switched else "", trade.NOTE if summary.trade else ""]
+    parts.append(Text(" ".join(note for note in said if note), "dim"))
     return parts
 
 

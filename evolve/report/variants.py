@@ -123,7 +123,7 @@ def facts(found: Variants) -> list[tuple[str, str]]:
     lines = [
         (
             f"the recipe over {len(values)} seeds",
-            f"{numbers.interval(mean.value, mean.low, mean.high)}, from {min(values):.4f} to "
+            f"mean {numbers.interval(mean.value, mean.low, mean.high)}, from {min(values):.4f} to "
             f"{max(values):.4f} (standard deviation {found.seeds.spread:.4f})"
             + (f"; {found.failed} more failed" if found.failed else ""),
         )

@@ -64,6 +64,30 @@ def paired_interval(first: Array, second: Array, *, confidence: float = CONFIDEN
     return _student(first - second, float((first - second).mean()), confidence)
 
 
+def welch(first: Array, second: Array, *, confidence: float = CONFIDENCE) -> Interval:
+    """Return the difference of two means of independent samples, with Welch's interval.
+
+    Each sample may have a spread of its own (Welch 1947, Biometrika 34:28). With fewer than two values on a
+    side there is no interval.
+
+    Args:
+        first: At least one value.
+        second: At least one value; it is subtracted.
+        confidence: Of the interval.
+    """
+    value = float(first.mean() - second.mean())
+    if min(len(first), len(second)) < 2:
+        return Interval(value, -math.inf, math.inf)
+    parts = [float(side.var(ddof=1)) / len(side) for side in (first, second)]
+    if not sum(parts):
+        return Interval(value, value, value)
+    freedom = sum(parts) ** 2 / sum(
+        part**2 / (len(side) - 1) for part, side in zip(parts, (first, second), strict=True)
+    )
+    half = student_quantile(confidence, freedom) * math.sqrt(sum(parts))
+    return Interval(value, value - half, value + half)
+
+
 def wilson(successes: int, count: int, *, confidence: float = CONFIDENCE) -> Interval:
     """Return a proportion with Wilson's score interval."""
     z = _normal(confidence)
@@ -111,7 +135,7 @@ def _student(values: Array, centre: float, confidence: float) -> Interval:
 
 
 @functools.cache
-def student_quantile(confidence: float, freedom: int) -> float:
+def student_quantile(confidence: float, freedom: float) -> float:
     """Return the two-sided quantile of Student's t by bisection of its distribution function."""
     z = _normal(confidence)
     if freedom > 200:

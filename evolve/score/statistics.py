@@ -22,15 +22,15 @@ import numpy as np
 
 from evolve.score.draws import DRAWS, ends, paired_draws
 from evolve.score.intervals import CONFIDENCE, Interval, mean_interval, paired_interval, task_interval
-from evolve.score.objective import terms
+from evolve.score.objective import Term, terms
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     import numpy.typing as npt
 
     from evolve.config.schema import ScoreConfig
-    from evolve.score.objective import Parents, Tasks, Term
+    from evolve.score.objective import Parents, Tasks
     from evolve.types import TaskScore
 
     Array = npt.NDArray[np.float64]
@@ -152,6 +152,16 @@ def task_compare(first: TaskScore, second: TaskScore, *, confidence: float = CON
     a, b = _paired(first.metric, first, second)
     found = paired_interval(a, b, confidence=confidence)
     return found if first.higher_is_better else Interval(-found.value, -found.high, -found.low)
+
+
+def mean_of(parts: Sequence[Interval]) -> Interval:
+    """Return the plain mean of independent estimates, each side combined from theirs (Zou and Donner 2008).
+
+    Args:
+        parts: At least one.
+    """
+    names = {str(place): part for place, part in enumerate(parts)}
+    return _combine({name: Term(1.0, 0.0, 1 / len(parts)) for name in names}, names)
 
 
 def kept(

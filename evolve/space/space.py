@@ -94,6 +94,31 @@ class Space:
         models, pipeline = effect(stages, list(config.models), seed=config.search.seed)
         return Recipe.make({name: contents[name] for name in models}, pipeline)
 
+    def switches(self) -> dict[str, Gene]:
+        """Return the stages that genes switch on and off: what their genes' names begin with, to the gene."""
+        names = prefixes(self.loaded.stages)
+        return {
+            names[slot.stage]: slot.genes[0]
+            for slot in self.slots
+            if slot.path == ("enabled",) and not slot.genes[0].single
+        }
+
+    def active(self, values: Mapping[str, float], contents: Mapping[str, str]) -> frozenset[str]:
+        """Return the switched stages that are on at a point and that its result depends on.
+
+        Args:
+            values: Gene name to value, as for :meth:`recipe`.
+            contents: Model name to ``sha256:...``.
+        """
+        whole = self.recipe(values, contents).hash
+        found = set()
+        for name, gene in self.switches().items():
+            if gene.choices is not None and gene.decode(values[gene.name]):
+                off = {**values, gene.name: float(gene.choices.index(False))}
+                if self.recipe(off, contents).hash != whole:
+                    found.add(name)
+        return frozenset(found)
+
     def document(self, values: Mapping[str, float]) -> dict[str, Any]:
         """Return the config with its ranges filled in, as plain data of the same schema.
 

@@ -12,17 +12,18 @@ from pydantic import ValidationError
 from evolve.config.files import located
 from evolve.errors import CandidateError, UserError
 from evolve.registry import STAGES, did_you_mean
+from evolve.stages import history
 from evolve.stages.base import Stage
 from evolve.types import content_hash, without_paths
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from torch import Tensor
 
     from evolve.config.values import StageBlock
     from evolve.stages.memo import Memo
-    from evolve.types import Recipe
+    from evolve.types import Recipe, Training
     from evolve.weights.model import Model
 
 
@@ -134,6 +135,7 @@ def build(
     seed: int = 0,
     folder: Path | None = None,
     memo: Memo | None = None,
+    told: Callable[[Training], None] | None = None,
 ) -> Model:
     """Return the model that ``recipe`` describes. Its tensors are computed when they are read.
 
@@ -145,6 +147,7 @@ def build(
         seed: For stages whose block has none.
         memo: Keeps what the next candidates over the same parents need again; None: nothing is kept.
         folder: What the paths of data files are relative to; absent: the working directory.
+        told: Gets what each stage that trains has shown, also where its output was there already.
 
     Raises:
         CandidateError: ``invalid_recipe`` here; ``non_finite`` and what a stage raises, from ``tensor()``.
@@ -175,6 +178,10 @@ def build(
             continue
         inputs = {name: known[name] for name in step.inputs}
         made = step.stage.run(step.block, inputs, seed=seed, memo=memo)
+        if told is not None and _trains(step.stage, step.block):
+            label = step.block.name or step.place.rpartition(".")[2]
+            if (shown := history.shown(label, made)) is not None:
+                told(shown)
         if not made.content:
             made = replace(made, content=_identity(step, inputs, seed))
         known[output] = _guard(made, step.place, used)

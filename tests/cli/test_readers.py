@@ -6,6 +6,7 @@ import pytest
 
 from evolve.store.rundir import RunDir
 from tests.cli.kit import call, read_csv, read_json
+from tests.report import switched
 from tests.report.synthetic import KEY, make_run
 from tests.small import make_search
 
@@ -165,10 +166,20 @@ def test_show(made):
     found = read_json("show", "small", good["number"], "--runs", runs)
     assert found["tasks"]["tiny_choice"]["value"] == good["value"]
     assert found["document"]["pipeline"][0]["merge"]["merge_method"] == "dare_ties"
+    assert found["training"] == found["layers"] == []
     assert (runs / "small" / "logs" / f"{good['recipe']}-search.log").samefile(found["log"])
     bad = next(trial for trial in trials if trial["state"] == "failed")
     assert "slower than <1> s & more" in call("show", "small", bad["number"], "--runs", runs).stdout
     assert "0 to 10" in call("show", "small", 99, "--runs", runs, code=2).stderr
+
+
+def test_show_says_how_a_training_went(tmp_path):
+    run = switched.make(tmp_path)
+    trials = read_json("trials", "small", "--runs", run.path.parent)
+    number = next(trial["number"] for trial in trials if trial["params"]["soup.enabled"])
+    found = read_json("show", "small", number, "--runs", run.path.parent)
+    assert found["training"][0]["rows"] == [[10, 2.0, 0.5], [20, 1.5, 0.25]]
+    assert "loss 2 to 1.5 nats a token" in call("show", "small", number, "--runs", run.path.parent).stdout
 
 
 def test_a_run_is_found_by_name_or_by_path(made, monkeypatch):

@@ -39,8 +39,8 @@ def test_scorers_stand_beside_tasks_or_alone(tmp_path: Path) -> None:
     score = load(path).config.score
     assert score is not None
     assert [tuple(entry) for entry in score.counted[-2:]] == [
-        ("size", "billion_parameters", 0.1),
-        ("speed", "seconds", 0.0),
+        ("size", "billion_parameters", 0.1, None),
+        ("speed", "seconds", 0.0, None),
     ]
     alone = edited(tmp_path, {"size": {}}, tasks=False)
     assert check(load(alone)).facts.items == {"size": (1, 1)}

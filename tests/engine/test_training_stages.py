@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from contextlib import closing
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -14,8 +15,9 @@ from evolve.engine.inline import InlinePool
 from evolve.errors import CandidateError
 from evolve.registry import STAGES
 from evolve.score.engines.choose import vllm_version
+from evolve.stages.kept import LOG
 from evolve.stages.pipeline import trained, training_bytes
-from evolve.types import Failed, Job, Parent, Recipe, Scored
+from evolve.types import Failed, Job, Parent, Recipe, Scored, Training
 from evolve.weights.reader import open_model
 from tests.score.local_tasks import CHOICE, choice_docs, config, write_task
 from tests.space.stub import StubBlock
@@ -111,6 +113,25 @@ def test_the_engine_sleeps_while_a_stage_trains(
         after = run(Job(recipe()))
         assert isinstance(after, Scored) and after.tasks == plain.tasks
         assert pool._evaluator._engine is engine, "nothing was thrown away"
+
+
+def test_an_outcome_says_what_was_trained_for_it(home: Path) -> None:
+    """Whether the engine still holds the candidate or not: a record depends on its recipe alone."""
+    log = [{"step": 1.0, "loss": 2.5}]
+    report = {"steps": 1, "tokens": 8, "seconds": 0.5, "log": log}
+    (home / "model" / LOG).write_text(json.dumps(report))
+    task = {"task": "choice", "metric": "acc", "items": 10}
+    settings = config(home / "tasks", task, dtype="float32", max_length=128, holdout=5)
+    parent = Parent("base", str(home / "model"), str(home / "model"), content="sha256:0")
+    pool = InlinePool(EvaluatorSpec(settings, {"base": parent}, "base", "", 1, 0, str(home)), timeout=600)
+    expected = (Training("stub", 1, 8, 0.5, ("step", "loss"), ((1.0, 2.5),)),)
+    with closing(pool):
+        found = [pool._evaluator.evaluate(Job(recipe(rate=0.5), split)) for split in ("search", "holdout")]
+        assert TrainingStage.seen == ["train"], "the second time it was held"
+        assert [outcome.training for outcome in found if isinstance(outcome, Scored)] == [expected] * 2
+        for other in (recipe(), recipe(epochs=0, rate=0.5)):
+            outcome = pool._evaluator.evaluate(Job(other))
+            assert isinstance(outcome, Scored) and outcome.training == (), "the file is of another model"
 
 
 def spied(engine: Any, name: str) -> Any:

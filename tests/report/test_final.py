@@ -10,7 +10,7 @@ import pytest
 
 from evolve.cli.options import load_run_config
 from evolve.config.schema import ScoreConfig
-from evolve.report import charts
+from evolve.report import depth_charts
 from evolve.report.collect import collect
 from evolve.report.data import to_json
 from evolve.report.layers import profiles
@@ -190,10 +190,10 @@ def test_parameters_over_the_layers():
         ("b", "weight (the rest)"): (-0.25,) * 5,
         ("all (merge)", "lambda"): (2,) * 5,
     }
-    svg = charts.layers([(f"{one.model}: {one.name}", one.values) for one in found], "t")
+    svg = depth_charts.layers([(f"{one.model}: {one.name}", one.values) for one in found], "t")
     assert svg.count("<rect") == 25 and svg.count("minus") == 5
-    assert "nan" not in svg and charts.layers([], "t") == ""
-    assert charts.layers([("zero", (0.0, 0.0))], "t")
+    assert "nan" not in svg and depth_charts.layers([], "t") == ""
+    assert depth_charts.layers([("zero", (0.0, 0.0))], "t")
 
 
 def test_the_winner_of_a_random_method_comes_with_a_warning(material):

@@ -161,3 +161,55 @@ def test_long_names_stay_in_the_picture():
 
 def test_no_rows_no_picture():
     assert charts.bars([], "t") == charts.convergence([], []) == ""
+
+
+def test_bars_begin_at_zero_or_are_no_bars():
+    """Lengths are in the ratio of the values; where that would hide the differences there are dots."""
+    rows = [charts.Bar("a", 0.8, 0.7, 0.9), charts.Bar("b", 0.4, 0.3, 0.5)]
+    first, second = coordinates(charts.bars(rows, "t"), "width")[1:3]
+    assert first == pytest.approx(2 * second, rel=1e-3)
+    below = charts.bars([charts.Bar("a", 0.4, 0.3, 0.5), charts.Bar("b", -0.2, -0.4, 0.0)], "t")
+    widths = coordinates(below, "width")[1:3]
+    assert widths[0] == pytest.approx(2 * widths[1], rel=1e-3)
+    close = charts.bars([charts.Bar("a", 1.402, 1.40, 1.404), charts.Bar("b", 1.406, 1.40, 1.41)], "t")
+    assert "<rect" not in close and close.count("<circle") == 2
+    labels = re.findall(r'text-anchor="middle">([\d.]+)<', close)
+    assert len(set(labels)) == len(labels) > 2, "ticks that are close have texts of their own"
+    assert charts.bars([charts.Bar("a", 0.0, 0.0, 0.0)], "t").count("<circle") == 1
+    check(close)
+
+
+def test_loss_curves_go_where_their_numbers_are():
+    lines = [
+        charts.Line("loss", [(5, 4.0), (10, 2.0), (20, 1.0)], best=True),
+        charts.Line("kl <b>", [(5, 0.5), (20, 0.25)]),
+        charts.Line("none", []),
+    ]
+    svg = charts.curves(lines, "a & b", "step", "nats")
+    check(svg)
+    paths = dict(re.findall(r'<path class="(\w+)" d="([^"]+)"', svg))
+    assert paths.keys() == {"best", "other"}
+    points = [tuple(map(float, pair)) for pair in re.findall(r"[ML]([\d.]+) ([\d.]+)", paths["best"])]
+    (x0, y0), (x1, y1), (x2, y2) = points
+    assert x2 - x1 == pytest.approx(2 * (x1 - x0), abs=0.05)
+    assert y1 - y0 == pytest.approx(2 * (y2 - y1), abs=0.05)
+    assert y0 < y1 < y2, "more is higher"
+    assert "none" not in svg and "kl &lt;b&gt;" in svg
+    single = charts.curves([charts.Line("loss", [(1, 2.0)], best=True)], "t", "step", "nats")
+    assert single.count("<circle") == 1
+    assert charts.curves([charts.Line("loss", [])], "t", "step", "nats") == ""
+
+
+def test_the_ends_of_an_interval_stay_together(summary):
+    html = page(summary)
+    cells = re.findall(r"<td[^>]*>([^<]*)<span class=\"ends\">(\[[^\]]*\])</span></td>", html)
+    assert len(cells) > 20 and all(value.strip() for value, _ in cells)
+    assert not re.search(r"<td[^>]*>[+-]?[\d.]+ \[", html), "one of them is not marked"
+
+
+def test_many_parameters_are_folded_up(summary):
+    many = replace(summary, best_params={f"gene {place}": 0.5 for place in range(21)})
+    html = page(many)
+    assert "<summary>21 parameters</summary>" in html and "gene 20" in html
+    assert "<details>" not in page(replace(summary, best_params={"gene": 0.5}))
+    check(html)

@@ -308,6 +308,37 @@ def test_a_chain_closes_over_what_is_off() -> None:
 
 
 @pytest.mark.usefixtures("stub_stage")
+def test_the_switched_stages_of_a_point() -> None:
+    space = space_of(CHAIN)
+    assert [(name, gene.name) for name, gene in space.switches().items()] == [
+        ("stub", "stub.enabled"),
+        ("stub2", "stub2.enabled"),
+        ("third", "third.enabled"),
+        ("stub3", "stub3.enabled"),
+    ]
+    names = list(space.switches())
+    for bits in range(16):
+        on = [bits >> place & 1 for place in range(4)]
+        values = {f"{name}.enabled": float(value) for name, value in zip(names, on, strict=True)}
+        found = space.active(values, {"a": "sha256:a"})
+        assert found == {name for name, value in zip(names, on, strict=True) if value}
+
+
+def test_a_stage_that_changes_nothing_is_not_active() -> None:
+    text = DESIGN.replace(
+        "merge_method: dare_ties", "enabled: {choices: [false, true]}\n      merge_method: dare_ties"
+    )
+    space = space_of(text)
+    contents = {name: f"sha256:{name}" for name in ("base", "math", "prose")}
+    both = {**space.centre(), "adapted.enabled": 1.0, "merge.enabled": 1.0}
+    assert space.active(both, contents) == {"adapted", "merge"}
+    # The last stage hands its base on, which needs no `adapted`.
+    assert space.active({**both, "merge.enabled": 0.0}, contents) == frozenset()
+    assert space_of(DESIGN.replace("enabled: {choices: [false, true]}", "enabled: true")).switches() == {}
+    assert space_of(DESIGN.replace("{choices: [false, true]}", "{choices: [true]}")).switches() == {}
+
+
+@pytest.mark.usefixtures("stub_stage")
 def test_the_first_stage_must_name_its_model_where_there_are_several() -> None:
     with pytest.raises(ConfigError, match="add `model: NAME`"):
         load_text("models: {a: x, b: y}\npipeline: [{stub: {}}]", "c.yaml")

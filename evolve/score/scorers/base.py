@@ -13,7 +13,7 @@ from pydantic import Field
 from evolve.config.values import Block
 from evolve.errors import TaskError
 from evolve.registry import SCORERS
-from evolve.types import TaskScore
+from evolve.types import Role, TaskScore
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -32,6 +32,8 @@ class ScorerBlock(Block):
     """Name in tables, beside the names of the tasks; absent: the kind of scorer."""
     weight: float = Field(default=1.0, ge=0)
     """Weight in the objective; 0: only reported."""
+    role: Role | None = None
+    """``gain`` or ``retention``, as of a task."""
 
     models: ClassVar[tuple[str, ...]] = ()
     """Keys that may hold a name of the config's ``models``; it is replaced by what it stands for."""

@@ -98,7 +98,7 @@ class Speculative:
 
     def identity(self) -> JsonValue:
         """Return the target's content, the settings and the prompts' keys."""
-        skipped = {"name", "weight", "target", "prompts", "key", "items"}
+        skipped = {"name", "weight", "role", "target", "prompts", "key", "items"}
         settings = self._block.model_dump(mode="json", exclude=skipped)
         keys: JsonValue = {split: [item.key for item in items] for split, items in self._sets.items()}
         return [self._content, self._seed, settings, keys]
