@@ -11,6 +11,7 @@ import yaml
 
 from evolve.config.files import pinned
 from evolve.config.load import load
+from evolve.errors import CandidateError
 from evolve.space.space import derive
 from evolve.stages.cpt.block import CptBlock
 from evolve.stages.cpt.stage import CptStage
@@ -53,7 +54,7 @@ def extended(folder: Path, text: Path, *, tied: bool) -> Model:
 
 
 def trained(
-    start: Model, text: Path, phases: list[dict[str, Any]], **arguments: Any
+    start: Model, text: Path, phases: list[dict[str, Any]], peft: dict[str, Any] | None = None
 ) -> dict[str, torch.Tensor]:
     block = CptBlock.model_validate(
         {
@@ -67,8 +68,8 @@ def trained(
                 "weight_decay": 0.1,
                 "adam_beta1": 0.95,
                 "layerwise_lr_decay": 0.9,
-                **arguments,
             },
+            "peft_config": peft,
         }
     )
     assert block.problems() == []
@@ -129,6 +130,18 @@ def test_new_rows_then_the_tables_then_the_body(tmp_path: Path, text: Path) -> N
     assert moved(1) == set(TABLES)
     assert moved(2) == {*TABLES, "old rows"}
     assert moved(3) == {*start.specs, "old rows"}
+
+
+def test_new_rows_beside_an_adapter(tmp_path: Path, text: Path) -> None:
+    """The tables are trained whole beside it, where the adapter is told so."""
+    start = extended(tmp_path, text, tied=False)
+    new = [{"until": 1.0, "train": "new_embeddings"}]
+    with pytest.raises(CandidateError, match="nothing is trained in step 1 of"):
+        trained(start, text, new, peft={"r": 2})
+    after = trained(start, text, new, peft={"r": 2, "modules_to_save": ["embed_tokens", "lm_head"]})
+    for name, value in after.items():
+        moved = (value != start.tensor(name)).reshape(len(value), -1).any(1).nonzero().flatten().tolist()
+        assert moved == (list(start.new_tokens) if name in TABLES else []), name
 
 
 def config(folder: Path, text: Path, stages: list[dict[str, Any]], **models: str) -> Any:
