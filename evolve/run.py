@@ -113,7 +113,9 @@ def run(
         folder.clear_stop()
         if prepared.changed:
             folder.replace_config(
-                resolved_yaml(loaded), _identity(loaded, prepared.parents), prepared.parents
+                resolved_yaml(prepared.loaded),
+                _identity(prepared.loaded, prepared.parents),
+                prepared.parents,
             )
         folder.write_state(
             phase="checking",

@@ -97,6 +97,26 @@ def made(home: Path) -> dict[str, int]:
     }
 
 
+def test_an_allowed_change_keeps_the_contents_of_data_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without them a third start would see a difference, and nobody could make a recipe of the config."""
+    from evolve import run as module
+    from evolve.config.files import files
+    from evolve.config.load import load
+
+    for name in ("drive", "_prepare_stages"):
+        monkeypatch.setattr(module, name, lambda prepared: None)
+    config, runs = make(tmp_path / "search"), tmp_path / "runs"
+    module.run(load(config, ("engine=inline",)), runs=runs)
+    more = load(config, ("engine=inline", "search.trials=7"))
+    folder = module.run(more, runs=runs, allow_config_change=True)
+    kept = load(folder.path / "config.yaml")
+    contents = [file.content for _, block in kept.stages for _, file in files(block)]
+    assert len(contents) == 2 and all(content and content.startswith("sha256:") for content in contents)
+    module.run(more, runs=runs)
+
+
 @pytest.mark.slow
 def test_killed_in_a_training_it_trains_nothing_twice(tmp_path: Path) -> None:
     config = make(tmp_path / "search")

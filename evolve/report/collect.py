@@ -92,11 +92,6 @@ class Material:
     layers: int | None = None
     training: Mapping[str, tuple[Training, ...]] = field(default_factory=dict)
 
-    @property
-    def contents(self) -> dict[str, str]:
-        """Model name to content hash."""
-        return {name: parent.content for name, parent in self.parents.items()}
-
     def parents_on(self, split: Split) -> dict[str, Mapping[str, TaskScore]]:
         """Return the parents that are scored on a split, name to tasks."""
         found = {

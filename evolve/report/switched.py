@@ -69,7 +69,7 @@ def switched_stages(
     trials = [trial for trial in ranked if trial.values and trial.value is not None]
     if not space.switches() or not trials:
         return ()
-    active = {trial.number: space.active(trial.values, material.contents) for trial in trials}
+    active = {trial.number: space.active(trial.values) for trial in trials}
     blocks = material.loaded.stages
     kinds = dict(zip(prefixes(blocks), (kind for kind, _ in blocks), strict=True))
     found = []

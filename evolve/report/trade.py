@@ -151,11 +151,12 @@ def trade_of(
     began = material.outcome(material.baselines[start], "search")
     if not all(roles.values()) or not isinstance(began, Scored):
         return None
-    trade = Trade(start, roles, ())
+    trade, origin = Trade(start, roles, ()), material.baselines[start].hash
     found: list[TradePoint] = []
     for trial in sorted(ranked, key=lambda trial: trial.number):
         both = pair(trial.scored.tasks, began.tasks, trade) if trial.scored else None
         if both is not None:
+            both = _NOTHING if trial.recipe_hash == origin else both
             mark: Mark = "winner" if best is not None and trial.recipe_hash == best.recipe else "candidate"
             found.append(TradePoint(f"trial {trial.number}", mark, trial.number, trial.recipe_hash, both))
     front = set(pareto([Change(one.search.gain.value, one.search.forgetting.value) for one in found]))
@@ -185,7 +186,7 @@ def _with_holdout(points: Sequence[TradePoint], finals: Sequence[Entry], trade: 
     for one in points:
         if one.recipe in known:
             held = pair(known[one.recipe], known[began], trade)
-            one = replace(one, holdout=_NOTHING if one.mark == "start" else held)
+            one = replace(one, holdout=_NOTHING if one.recipe == began else held)
         found.append(one)
     return found
 

@@ -12,7 +12,7 @@ from evolve.config.values import Choices, IntRange, Range
 from evolve.errors import ConfigError, Problem
 from evolve.space.genes import ChoiceValue, Gene, on_grid
 from evolve.space.names import label, prefixes, unique
-from evolve.space.pipeline import Filled, effect
+from evolve.space.pipeline import Effect, Filled, effect
 from evolve.types import Recipe, content_hash
 
 if TYPE_CHECKING:
@@ -86,13 +86,16 @@ class Space:
         """
         if any(file.content is None for _, block in self.loaded.stages for _, file in files(block)):
             raise ValueError("a recipe is made of a config whose data files are pinned")
+        models, pipeline = self._effect(values)
+        return Recipe.make({name: contents[name] for name in models}, pipeline)
+
+    def _effect(self, values: Mapping[str, float]) -> Effect:
         config = self.loaded.config
         stages = [
             Filled(kind, block, self._filled(index, values, defaults=False))
             for index, (kind, block) in enumerate(self.loaded.stages)
         ]
-        models, pipeline = effect(stages, list(config.models), seed=config.search.seed)
-        return Recipe.make({name: contents[name] for name in models}, pipeline)
+        return effect(stages, list(config.models), seed=config.search.seed)
 
     def switches(self) -> dict[str, Gene]:
         """Return the stages that genes switch on and off: what their genes' names begin with, to the gene."""
@@ -103,19 +106,18 @@ class Space:
             if slot.path == ("enabled",) and not slot.genes[0].single
         }
 
-    def active(self, values: Mapping[str, float], contents: Mapping[str, str]) -> frozenset[str]:
+    def active(self, values: Mapping[str, float]) -> frozenset[str]:
         """Return the switched stages that are on at a point and that its result depends on.
 
         Args:
             values: Gene name to value, as for :meth:`recipe`.
-            contents: Model name to ``sha256:...``.
         """
-        whole = self.recipe(values, contents).hash
+        whole = self._effect(values)
         found = set()
         for name, gene in self.switches().items():
             if gene.choices is not None and gene.decode(values[gene.name]):
                 off = {**values, gene.name: float(gene.choices.index(False))}
-                if self.recipe(off, contents).hash != whole:
+                if self._effect(off) != whole:
                     found.add(name)
         return frozenset(found)
 

@@ -18,6 +18,7 @@ from evolve.report.data import to_json
 from evolve.report.html import page
 from evolve.report.summary import summarise
 from evolve.report.trade import Trade, cells, pair, start_of
+from evolve.score.intervals import Interval
 from evolve.score.statistics import compare
 from evolve.types import Scored, TaskScore
 from tests.report import switched
@@ -52,8 +53,11 @@ def test_every_candidate_is_where_the_formula_puts_it(material: Material) -> Non
         both = candidates[name].search
         assert both.gain.value == pytest.approx((new - 10) / 40)
         assert both.forgetting.value == pytest.approx((32 - old) / 40)
+        if not recipe.pipeline:
+            assert both.gain == both.forgetting == Interval(0, 0, 0), "the start again"
         assert both.gain.low <= both.gain.value <= both.gain.high
         assert both.forgetting.low <= both.forgetting.value <= both.forgetting.high
+    assert any(recipe is not None and not recipe.pipeline for recipe in recipes.values())
     marks = {point.name: point.mark for point in found.points if point.number is None}
     assert marks == {"base": "start", "one": "parent", "two": "parent"}
     assert [point.mark for point in found.points].count("winner") == 1

@@ -320,7 +320,7 @@ def test_the_switched_stages_of_a_point() -> None:
     for bits in range(16):
         on = [bits >> place & 1 for place in range(4)]
         values = {f"{name}.enabled": float(value) for name, value in zip(names, on, strict=True)}
-        found = space.active(values, {"a": "sha256:a"})
+        found = space.active(values)
         assert found == {name for name, value in zip(names, on, strict=True) if value}
 
 
@@ -329,11 +329,10 @@ def test_a_stage_that_changes_nothing_is_not_active() -> None:
         "merge_method: dare_ties", "enabled: {choices: [false, true]}\n      merge_method: dare_ties"
     )
     space = space_of(text)
-    contents = {name: f"sha256:{name}" for name in ("base", "math", "prose")}
     both = {**space.centre(), "adapted.enabled": 1.0, "merge.enabled": 1.0}
-    assert space.active(both, contents) == {"adapted", "merge"}
+    assert space.active(both) == {"adapted", "merge"}
     # The last stage hands its base on, which needs no `adapted`.
-    assert space.active({**both, "merge.enabled": 0.0}, contents) == frozenset()
+    assert space.active({**both, "merge.enabled": 0.0}) == frozenset()
     assert space_of(DESIGN.replace("enabled: {choices: [false, true]}", "enabled: true")).switches() == {}
     assert space_of(DESIGN.replace("{choices: [false, true]}", "{choices: [true]}")).switches() == {}
 
