@@ -88,6 +88,7 @@ def test_the_distance_is_the_true_divergence(bench, home, tmp_path):
     assert bench.distance(teacher, teacher, made, 128)["kl"] == pytest.approx(0, abs=1e-6)
 
 
+@pytest.mark.slow
 def test_every_arm_runs(bench, home, tmp_path):
     out = tmp_path / "out.json"
     command = [sys.executable, SCRIPT, "--demo", home, "--out", tmp_path / "made", "--tokens", "1500"]

@@ -58,6 +58,7 @@ def test_every_arm_sees_the_same_tokens(home, bench):
         assert seen >= 0.7 * tokens
 
 
+@pytest.mark.slow
 def test_it_runs_and_goes_on(home, bench, tmp_path):
     def run():
         command = [
