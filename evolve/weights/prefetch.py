@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -70,5 +70,12 @@ class _Prefetch:
                 failed.set()
                 raise
 
-        for thread in [self._pool.submit(work) for _ in range(self._window)]:
+        threads = [self._pool.submit(work) for _ in range(self._window)]
+        try:
+            wait(threads)
+        finally:
+            # Also where a signal ends the wait: nobody writes to the targets any more when this returns.
+            failed.set()
+            wait(threads)
+        for thread in threads:
             thread.result()

@@ -42,15 +42,15 @@ def _keep(kind, tensor, base, number):
         return selection(tensor, base).largest(count, tensor, base)
     if kind == "chance":
         return Chance(1234567890123456789 + number, round(0.7 * 2**32))
-    if kind == "ranked" and delta.dim() and delta.numel():
+    if kind in {"ranked", "rescaled"} and delta.dim() and delta.numel():
         # Below 0 for some ranks, above 1 for others.
         step = 1.5 * 2**24 / delta.shape[-1]
-        return RankedChance(99 + number, _ranks(delta).to(torch.uint16), -1e6, step, number != 1)
+        return RankedChance(99 + number, _ranks(delta).to(torch.uint16), -1e6, step, kind == "rescaled")
     return Everything()
 
 
 @pytest.mark.parametrize("dtype", TYPES)
-@pytest.mark.parametrize("kind", ["everything", "magnitude", "chance", "ranked"])
+@pytest.mark.parametrize("kind", ["everything", "magnitude", "chance", "ranked", "rescaled"])
 @pytest.mark.parametrize("elect", [None, "sum", "mean"])
 @pytest.mark.parametrize("shape", [(), (0,), (1,), (5, 1), (7, 333), (3, 1024), (2, 3, 4)])
 def test_compiled_and_eager_give_the_same_bits(dtype, kind, elect, shape):
@@ -283,7 +283,7 @@ def test_the_selection_of_a_device_is_that_of_the_table(size, share, steps, seed
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 @pytest.mark.parametrize("dtype", TYPES)
-@pytest.mark.parametrize("kind", ["everything", "magnitude", "chance", "ranked"])
+@pytest.mark.parametrize("kind", ["everything", "magnitude", "chance", "ranked", "rescaled"])
 @pytest.mark.parametrize("elect", [None, "sum", "mean"])
 def test_a_gpu_gives_the_bits_of_the_cpu(dtype, kind, elect):
     base, models = _inputs((70, 333), 3, dtype, 1)

@@ -57,7 +57,7 @@ class Inputs:
         seeds: For each of ``tensors`` a seed that depends on (seed, model, tensor name) alone; empty for a
             method that is deterministic.
         dtype: Type of the result for a method that says ``stored``; None: float32.
-        sink: Where the result of such a method is written; None: into new memory.
+        sink: Where the result of such a method is written, and nothing before it; None: into new memory.
         remember: ``remember(kind, index, compute)`` returns what ``compute()`` gives, kept from an earlier
             candidate if it can be: for values that depend on model ``index`` and the base alone; for None on
             the models alone, all of them.

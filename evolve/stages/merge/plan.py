@@ -131,7 +131,8 @@ class Plan:
         factor = self._factors.get(name)
         dtype: torch.dtype = getattr(torch, self._types[name])
         sink = Sink(None if self._memo is None else self._memo.buffers)
-        if factor is None:
+        # Only such a method writes its result, and nothing else, to where it is told to.
+        if self._method.stored and factor is None:
             sink.target = target
         # What is multiplied afterwards is rounded afterwards.
         inputs = self._inputs(name, place, dtype if factor is None else torch.float32, sink)

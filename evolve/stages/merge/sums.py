@@ -104,7 +104,7 @@ def add_terms(inputs: Inputs, terms: Sequence[Term], *, agreed: bool = False) ->
 
 
 def add_to_base(inputs: Inputs, deltas: Sequence[Tensor], *, agreed: bool = False) -> Tensor:
-    """Return the same as :func:`add_terms`, of task vectors that were computed before, in float32."""
+    """Return the same as :func:`add_terms`, of task vectors in float32: for a method not ``stored``."""
     import torch
 
     from evolve.tensors.fused import Term

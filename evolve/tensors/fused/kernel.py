@@ -21,15 +21,15 @@ from numba.extending import intrinsic
 from evolve.tensors.fused.draws import philox
 
 BLOCK = 1024  # elements; a block has keys of its own, and its ties are counted together
-EVERYTHING, MAGNITUDE, CHANCE, RANKED = range(4)
+EVERYTHING, MAGNITUDE, CHANCE, RANKED, RESCALED = range(5)  # the last: ranked, and divided by the chance
 NO_SUM, SUM, MEAN = range(3)
 BFLOAT16, FLOAT16, FLOAT32 = range(3)
 
 THRESHOLD, TIE = range(2)
 """Rows of the state of MAGNITUDE: magnitudes from here on stay; magnitudes that are counted (-1: none)."""
-KEY_0, KEY_1, KEY_2, LAST, LOW, STEP, RESCALE = range(7)
-"""Rows of CHANCE and RANKED: the block's keys; the last word that keeps an entry; see ``RankedChance``."""
-ROWS = {EVERYTHING: 0, MAGNITUDE: 2, CHANCE: 4, RANKED: 7}
+KEY_0, KEY_1, KEY_2, LAST, LOW, STEP = range(6)
+"""Rows of the others: the block's keys; the last word that keeps an entry; see ``RankedChance``."""
+ROWS = {EVERYTHING: 0, MAGNITUDE: 2, CHANCE: 4, RANKED: 6, RESCALED: 6}
 
 _SPREAD, _FIRST, _SECOND = 0x9E3779B9, 0x7FEB352D, 0x846CA68B
 _STEPS_24 = float(1 << 24)
@@ -45,7 +45,7 @@ class Kind(NamedTuple):
     """What a compiled function is for.
 
     Attributes:
-        rule: EVERYTHING, MAGNITUDE, CHANCE or RANKED, for all models.
+        rule: EVERYTHING, MAGNITUDE, CHANCE, RANKED or RESCALED, for all models.
         elect: NO_SUM, SUM or MEAN.
         based: Whether there is a base.
         divided: Whether the sum is divided.
@@ -215,8 +215,7 @@ def _kept(builder: Any, rule: int, delta: Any, state: Any, lane: Any, rank: Any)
             limit = builder.select(builder.fcmp_ordered("<", limit, most), limit, most)
             limit = builder.call(builder.module.declare_intrinsic("llvm.rint", [_F32]), [limit])
             stays = builder.fcmp_ordered("<", builder.uitofp(builder.lshr(drawn, _I32(8)), _F32), limit)
-            scaled = builder.icmp_signed("!=", state[RESCALE], _I32(0))
-            factor = builder.select(scaled, builder.fdiv(most, limit), _float(1.0))
+            factor = builder.fdiv(most, limit) if rule == RESCALED else _float(1.0)
     # A product, so that a NaN or an infinity is not hidden.
     return builder.fmul(delta, builder.select(stays, factor, _float(0.0))), counted
 
@@ -267,7 +266,7 @@ def summed(  # noqa: PLR0913  all that one element needs
             address = builder.extract_value(addresses, k)
             value = _wide(builder, kind, _load(builder, _STORED[kind], _BYTES[kind], address, i))
             rank = None
-            if which == RANKED:
+            if which in {RANKED, RESCALED}:
                 short = _load(builder, _I16, 2, builder.extract_value(places, k), i)
                 rank = builder.zext(short, _I32)
             own = [builder.extract_value(words, row * count + k) for row in range(ROWS[which])]
@@ -369,10 +368,11 @@ def compiled(kind: Kind) -> Any:
             values = taken(rows, sources, state.ctypes.data)
             largest = np.int32(0)
             found = zeros(sources)
-            for i in range(low, high):
+            for lane in range(high - low):
+                i = low + lane
                 start = read(source, base, i) if based else np.float32(0)
                 total, counted = summed(
-                    rule, elect, source, i, np.int32(i - low), start, sources, ranks, factors, weights, values
+                    rule, elect, source, i, np.int32(lane), start, sources, ranks, factors, weights, values
                 )
                 found = plus(found, counted)
                 if divided:

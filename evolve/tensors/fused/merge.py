@@ -103,14 +103,11 @@ def _rule(terms: Sequence[Term]) -> type[Keep] | None:
     if len(rules) > 1:
         return None
     rule = rules.pop() if rules else Everything
-    if rule is RankedChance and any(_long(term.keep) for term in terms):
+    ranked = [term.keep for term in terms if isinstance(term.keep, RankedChance)]
+    # Ranks of more than 16 bits the compiled pass does not read.
+    if any(keep.ranks.dtype != torch.uint16 for keep in ranked) or len({keep.rescale for keep in ranked}) > 1:
         return None
     return rule
-
-
-def _long(keep: Keep) -> bool:
-    """Whether ranks do not fit into 16 bits, as the compiled pass wants them."""
-    return isinstance(keep, RankedChance) and keep.ranks.dtype != torch.uint16
 
 
 def merge_compiled(
@@ -140,7 +137,7 @@ def merge_compiled(
     ranks = [each.contiguous() for each in ranks]
     state, seeds, left = _state(rule, terms)
     kind = kernel.Kind(
-        rule=_RULES[rule],
+        rule=_number(rule, terms),
         elect=_ELECT[elect],
         based=base is not None,
         divided=divisor != 1,
@@ -167,6 +164,11 @@ def merge_compiled(
 
 _RULES = {Everything: 0, Magnitude: 1, Chance: 2, RankedChance: 3}
 _ELECT = {None: 0, "sum": 1, "mean": 2}
+
+
+def _number(rule: type[Keep], terms: Sequence[Term]) -> int:
+    """Return the number that the kernel has for a rule; ranked ones that rescale have the next."""
+    return _RULES[rule] + any(isinstance(term.keep, RankedChance) and term.keep.rescale for term in terms)
 
 
 def _plain(tensor: Tensor, dtype: torch.dtype) -> Tensor:
@@ -202,7 +204,5 @@ def _state(rule: type[Keep], terms: Sequence[Term]) -> tuple[Any, Any, Any]:
         # Of a model that stays whole all words are below the limit, which is also the factor's divisor.
         lows = [keep.low if isinstance(keep, RankedChance) else RANKED_STEPS for keep in keeps]
         steps = [keep.step if isinstance(keep, RankedChance) else 0.0 for keep in keeps]
-        scaled = [isinstance(keep, RankedChance) and keep.rescale for keep in keeps]
-        line = np.array(lows + steps, np.float32).view(np.uint32)
-        state = np.concatenate([state, line, np.array(scaled, np.uint32)])
+        state = np.concatenate([state, np.array(lows + steps, np.float32).view(np.uint32)])
     return state.view(np.int32), np.array(seeds, np.uint64), _NO_LONGS

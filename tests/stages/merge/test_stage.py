@@ -244,7 +244,7 @@ def test_what_is_not_finite_names_tensor_and_model(models: dict[str, Model]) -> 
 @pytest.mark.parametrize("kind", ["bfloat16", "float32"])
 def test_what_is_filled_in_is_what_is_read(models: dict[str, Model], method: str, kind: str) -> None:
     """An engine in float32 gets the numbers of the recipe's type, widened; with any number of threads."""
-    parameters = {"model_stock": {}, "slerp": {}, "nearswap": {}}.get(method, {"weight": 0.3})
+    parameters = {} if method in {"model_stock", "slerp", "nearswap", "sce"} else {"weight": 0.3}
     entries = (
         {"one": parameters} if method in {"slerp", "nearswap"} else {"one": parameters, "two": parameters}
     )
