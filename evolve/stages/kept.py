@@ -7,9 +7,11 @@ seed, the version of the stage and the kind of device; neither names of files no
 
 from __future__ import annotations
 
+import fcntl
 import logging
 import os
 import shutil
+import weakref
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +23,8 @@ from evolve.weights.locked import locked
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from pathlib import Path
+
+    from torch import Tensor
 
     from evolve.weights.model import Model
 
@@ -87,7 +91,8 @@ def trained(key: str, make: Callable[[Path], tuple[Model, Mapping[str, str]]]) -
     """Return the model that is kept under a key, made now where it is not there.
 
     Whoever comes first makes it; others wait, in other processes too. A maker that is killed leaves its work
-    folder, with which the next one goes on.
+    folder, with which the next one goes on. Its folder is not pruned as long as the model, or anything that
+    reads its tensors, lives in any process of this machine.
 
     Args:
         key: See :func:`stage_key`.
@@ -115,7 +120,22 @@ def trained(key: str, make: Callable[[Path], tuple[Model, Mapping[str, str]]]) -
         else:
             logger.info("found what was trained before: %s", key)
         os.utime(out)
-        return replace(open_model(str(out)), content=f"stage:{key}")
+        model = open_model(str(out))
+        held = _Held(model.tensor, home / f"{key}.use")
+        return replace(model, tensor=held, content=f"stage:{key}")
+
+
+class _Held:
+    """The tensors of a kept model. Files are mapped on the first read, so the folder must stay until then."""
+
+    def __init__(self, read: Callable[[str], Tensor], use: Path) -> None:
+        self._read = read
+        descriptor = os.open(use, os.O_RDWR | os.O_CREAT, 0o666)
+        weakref.finalize(self, os.close, descriptor)
+        fcntl.flock(descriptor, fcntl.LOCK_SH)
+
+    def __call__(self, name: str) -> Tensor:
+        return self._read(name)
 
 
 def log_of(model: Model) -> Path | None:
@@ -152,8 +172,10 @@ def _prune(home: Path, *, keep: str) -> None:
     for path in sorted(sizes, key=lambda one: one.stat().st_mtime):
         if whole <= limit or path.name == keep:
             continue
-        with locked(home / f"{path.name}.lock", wait=False) as free:
-            if free:
-                # Maps of its files stay readable for who has them.
+        with (
+            locked(home / f"{path.name}.lock", wait=False) as free,
+            locked(home / f"{path.name}.use", wait=False) as unused,
+        ):
+            if free and unused:
                 shutil.rmtree(path, ignore_errors=True)
                 whole -= sizes[path]
