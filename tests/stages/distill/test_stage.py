@@ -158,6 +158,32 @@ def test_hidden_states_and_text_of_the_student_and_of_the_teacher(home: Path) ->
     assert not same(own, theirs)
 
 
+def test_on_its_own_text_only_losses_with_a_teacher_count(home: Path) -> None:
+    data = {"path": str(home / "data.jsonl"), "max_length": 48, "packing": False}
+    settings = {"dataset": data, "generation": {"max_new_tokens": 4}}
+    alone = [{"function": "reverse_kl", "weight": 1.0}]
+    both = [{"function": "cross_entropy", "weight": 3.0}, *alone]
+    # One loss alone: what the other weighs is no part of the sum there.
+    found = run(home, lmbda=1.0, loss_functions=both, **settings)
+    assert same(found, run(home, lmbda=1.0, loss_functions=alone, **settings))
+    log = json.loads((found.files / "training.json").read_text())["log"]  # type: ignore[operator]
+    assert all("cross_entropy" not in line and line["loss"] == line["reverse_kl"] for line in log)
+    mixed = run(home, lmbda=0.5, loss_functions=both, **settings)
+    log = json.loads((mixed.files / "training.json").read_text())["log"]  # type: ignore[operator]
+    assert {"cross_entropy" in line for line in log} == {True, False}
+    # Without a teacher the student's text teaches nothing: the recipe is that of the text.
+    text = [{"function": "cross_entropy"}, {"function": "kl", "weight": 0.0}]
+    assert same(
+        run(home, lmbda=0.5, loss_functions=text, **settings), run(home, loss_functions=text, **settings)
+    )
+    effective = DistillBlock.effective({"lmbda": 0.5, "generation": {"top_k": 3}, "loss_functions": text})
+    assert effective == {"loss_functions": text[:1]}
+    refused = block(home, lmbda=1.0, loss_functions=text[:1], **settings).problems()
+    assert [path for path, _ in refused] == [("lmbda",)]
+    ranged = block(home, lmbda={"low": 0.0, "high": 1.0}, loss_functions=text[:1], **settings)
+    assert ranged.problems() == []
+
+
 @pytest.mark.parametrize("way", ["auto", "spans"])
 def test_a_teacher_with_the_vocabulary_from_before_an_extension(home: Path, way: str) -> None:
     trained = run(home, teacher={"kind": "hf", "model": "other"}, alignment=way)
