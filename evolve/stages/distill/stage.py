@@ -16,6 +16,7 @@ from evolve.stages.distill.student import made_student
 from evolve.stages.distill.terms import Term
 from evolve.stages.kept import LOG, stage_key, trained
 from evolve.stages.merge.layers import layer_count
+from evolve.training.adapters import adapter_problems
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -62,6 +63,7 @@ class DistillStage:
         name = distill.named_teacher
         if distill.student is not None and (misfit := distill.student.misfit(layer_count(student))):
             found.append(("student.keep_layers", misfit))
+        found += adapter_problems(distill.peft_config, student)
         try:
             tokenizer = _tokenizer(student)
             if name is not None:
