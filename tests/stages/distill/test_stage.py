@@ -11,12 +11,13 @@ import torch
 import yaml
 
 from evolve.cli.main import cli
+from evolve.config.values import DataFile
 from evolve.errors import CandidateError
 from evolve.stages.distill.block import DistillBlock
 from evolve.stages.distill.data import Layout, prompts_of, read, rows_of
 from evolve.stages.distill.stage import DistillStage, _rows
 from evolve.training.rows import IGNORED
-from evolve.weights.content import content_of
+from evolve.weights.content import content_of, file_content
 from evolve.weights.reader import open_model
 from evolve.weights.tokenizer import load_tokenizer
 from tests.small import WORDS
@@ -211,6 +212,20 @@ def test_a_captured_teacher_is_the_live_one(home: Path, tmp_path: Path) -> None:
     assert [line["kl"] for line in kept] == pytest.approx([line["kl"] for line in live], abs=2e-3)
 
 
+def test_the_text_is_the_one_that_the_recipe_means(home: Path, tmp_path: Path) -> None:
+    path = tmp_path / "data.jsonl"
+    path.write_bytes((home / "data.jsonl").read_bytes())
+    meant = {"path": str(path), "content": file_content(path), "max_length": 48}
+    first = run(home, dataset=meant)
+    # Kept: the file itself is not needed again.
+    path.write_text('{"prompt": "the hen", "completion": " and the rat"}\n')
+    assert run(home, dataset=meant).content == first.content
+    with pytest.raises(CandidateError, match="it changed, or another file is there"):
+        run(home, dataset=meant, seed=1)
+    # Whoever says nothing of the content means that of now.
+    assert run(home, dataset={"path": str(path), "max_length": 48}).content != first.content
+
+
 def test_rows_of_conversations(home: Path, tmp_path: Path) -> None:
     student = models_of(home)["student"]
     tokenizer = load_tokenizer(student.files, student.config)
@@ -300,7 +315,7 @@ def test_a_curriculum_orders_each_time_over_the_data(home: Path) -> None:
                 dataset={"path": str(home / "data.jsonl"), "max_length": 48, "packing": False},
                 training_args={"num_train_epochs": 2},
             ),
-            str(home / "data.jsonl"),
+            DataFile(path=str(home / "data.jsonl")),
             tokenizer,
             3,
         )
