@@ -30,10 +30,13 @@ if TYPE_CHECKING:
     from evolve.stages.distill.generation import Generation
     from evolve.stages.distill.layers import Pair
     from evolve.stages.distill.objective import Losses
-    from evolve.stages.distill.signals import Signals
-    from evolve.stages.distill.teachers.base import Batch, Teacher
+    from evolve.stages.distill.teachers.base import Teacher
     from evolve.stages.distill.terms import Term
     from evolve.training.rows import Row
+
+
+SPANS = "spans"
+"""Number of a step: spans that two tokenizations share and that count."""
 
 
 @dataclass(frozen=True)
@@ -82,6 +85,7 @@ class Learner:
         projections: Between hidden states of different widths.
         crossing: Where the teacher has another tokenizer; None: it has the student's.
         reasons: Weight of tokens that are reasons for an answer.
+        reason: Why the last document that could not be aligned with the teacher's tokens could not.
     """
 
     terms: Sequence[Term]
@@ -92,6 +96,7 @@ class Learner:
     projections: Mapping[Pair, Tensor] = field(default_factory=dict)
     crossing: Crossing | None = None
     reasons: float = 1.0
+    reason: str = ""
 
     def prepare(self, network: Any, rows: Sequence[Row], *, step: int) -> Sequence[Row]:
         """Return the rows as they stand, or with completions that the student or the teacher writes."""
@@ -138,21 +143,40 @@ class Learner:
         wanted = {"hidden": "hidden" in reads, "attentions": "attentions" in reads}
         student = forward(network, batch, rule=self.rule, **wanted)
         device = network.get_input_embeddings().weight.device
-        if self.crossing is not None and self.teacher is not None and reads:
-            return self._across(terms, student, batch, torch.from_numpy(marks).to(device), num_items)
-        teacher = self.teacher.signals(batch, **wanted) if self.teacher is not None and reads else None
+        asked = self.teacher if reads else None
+        crossing = self.crossing if asked is not None else None
+        teacher = asked.signals(batch, **wanted) if asked is not None and crossing is None else None
         total: Tensor | None = None
         numbers: dict[str, float] = {}
         for name, weight, counted in self._split(rows, marks):
-            losses = distillation_loss(
-                terms,
-                student,
-                teacher,
-                torch.from_numpy(counted).to(device),
-                num_items=num_items,
-                vocabulary=self.vocabulary,
-                projections=self.projections,
-            )
+            labels = torch.from_numpy(counted).to(device)
+            if crossing is not None and asked is not None:
+                found = translate(batch, labels, crossing.translator)
+                if teacher is None:
+                    # Its text is the same for all parts.
+                    teacher = asked.signals(found.batch)
+                self.reason = found.reason or self.reason
+                numbers["not_aligned"] = float(found.left_out)
+                numbers[SPANS] = numbers.get(SPANS, 0.0) + len(found.aligned)
+                losses = across_loss(
+                    terms,
+                    student,
+                    teacher,
+                    labels,
+                    found.aligned.to(device),
+                    meeting=crossing.meeting,
+                    num_items=num_items,
+                )
+            else:
+                losses = distillation_loss(
+                    terms,
+                    student,
+                    teacher,
+                    labels,
+                    num_items=num_items,
+                    vocabulary=self.vocabulary,
+                    projections=self.projections,
+                )
             total = weight * losses.total if total is None else total + weight * losses.total
             numbers |= {f"{name}{key}": value for key, value in _named(terms, losses).items()}
         assert total is not None
@@ -172,23 +196,6 @@ class Learner:
         if self.reasons:
             apart.append(("reasons_", self.reasons, np.where(why, marks, IGNORED)))
         return apart
-
-    def _across(
-        self, terms: Sequence[Term], student: Signals, batch: Batch, labels: Tensor, num_items: int
-    ) -> tuple[Tensor, Mapping[str, float]]:
-        assert self.crossing is not None
-        assert self.teacher is not None
-        found = translate(batch, labels, self.crossing.translator)
-        losses = across_loss(
-            terms,
-            student,
-            self.teacher.signals(found.batch),
-            labels,
-            found.aligned,
-            meeting=self.crossing.meeting,
-            num_items=num_items,
-        )
-        return losses.total, {**_named(terms, losses), "not_aligned": float(found.left_out)}
 
 
 def _named(terms: Sequence[Term], losses: Losses) -> dict[str, float]:

@@ -112,6 +112,7 @@ class DistillStage:
 def _train(
     block: DistillBlock, models: Mapping[str, Model], text: DataFile, seed: int, work: Path
 ) -> tuple[Model, Mapping[str, str]]:
+    from evolve.stages.distill.learner import SPANS
     from evolve.stages.distill.opening import open_teacher
     from evolve.stages.distill.terms import make_terms
     from evolve.training.network import open_trainee, trained_model
@@ -138,6 +139,10 @@ def _train(
     finally:
         if teacher is not None:
             teacher.close()
+    if learner.crossing is not None and not any(line.get(SPANS, 0.0) for line in history.log):
+        raise CandidateError(
+            "build", f"distill: no document could be aligned with the teacher's tokens: {learner.reason}"
+        )
     if learner.projections:
         del trainee.network.evolve_projections
     report = {"stage": "distill", "data": dict(rows.counts), **history.as_plain()}

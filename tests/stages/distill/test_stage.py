@@ -193,6 +193,62 @@ def test_a_teacher_with_the_vocabulary_from_before_an_extension(home: Path, way:
     assert all(line["not_aligned"] == 0 for line in log)
 
 
+def test_reasons_have_their_weight_with_another_tokenizer_too(home: Path, tmp_path: Path) -> None:
+    draw = random.Random(0)
+    with (tmp_path / "reasons.jsonl").open("w") as file:
+        for _ in range(8):
+            words = [" ".join(draw.choices(WORDS, k=3)) for _ in range(3)]
+            row = {"prompt": words[0], "completion": words[1], "reasoning_content": words[2]}
+            file.write(json.dumps(row) + "\n")
+
+    def trained(weight: float) -> Model:
+        return run(
+            home,
+            teacher={"kind": "hf", "model": "other"},
+            dataset={"path": str(tmp_path / "reasons.jsonl"), "max_length": 64},
+            rationale={"mode": "inline", "weight": weight},
+        )
+
+    half = trained(0.5)
+    log = json.loads((half.files / "training.json").read_text())["log"]  # type: ignore[operator]
+    for line in log:
+        assert line["reasons_kl"] > 0
+        assert line["loss"] == pytest.approx(line["kl"] + 0.5 * line["reasons_kl"], rel=1e-4)
+    assert not same(half, trained(1.0))
+    assert not same(half, trained(0.0))
+
+
+def test_one_document_that_does_not_align_ends_no_training(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from evolve.stages.distill.alignment import Translator
+    from evolve.weights.token_bytes import NotItself
+
+    asked = []
+    original = Translator.document
+
+    def document(self: Translator, tokens: Any) -> Any:
+        asked.append(1)
+        if len(asked) <= refused:
+            raise NotItself("cut within a character")
+        return original(self, tokens)
+
+    monkeypatch.setattr(Translator, "document", document)
+    settings = {
+        "teacher": {"kind": "hf", "model": "other"},
+        "dataset": {"path": str(home / "data.jsonl"), "max_length": 48, "packing": False},
+        "training_args": {"learning_rate": 1e-3, "per_device_train_batch_size": 1},
+    }
+    refused = 2
+    trained = run(home, **settings)
+    log = json.loads((trained.files / "training.json").read_text())["log"]  # type: ignore[operator]
+    assert [line["not_aligned"] for line in log[:3]] == [1.0, 1.0, 0.0]
+    assert [line["loss"] > 0 for line in log[:3]] == [False, False, True]
+    refused = 10**9
+    with pytest.raises(CandidateError, match=r"no document could be aligned.*cut within a character"):
+        run(home, seed=1, **settings)
+
+
 def test_a_captured_teacher_is_the_live_one(home: Path, tmp_path: Path) -> None:
     from click.testing import CliRunner
 
