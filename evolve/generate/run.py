@@ -7,6 +7,8 @@ and writes the same bytes.
 from __future__ import annotations
 
 import contextlib
+import os
+import secrets
 from collections import Counter
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
@@ -98,7 +100,8 @@ def generate(
         block: No ranges in it.
         teacher: The server and the model.
         folder: Where the store is, on a disk of this machine; several processes may share it.
-        out: The file; absent: one in ``folder`` that :func:`identity` names.
+        out: The file; absent: one in ``folder`` that is named by its content, so that nobody who generates
+            the same with more answers replaces what another reads.
         progress: Is shown what is being done.
         banned: Runs of words that no row may hold, as
             :func:`~evolve.generate.filters.ngram_overlap.banned_ngrams` makes them of a score's items.
@@ -109,14 +112,18 @@ def generate(
     """
     block = _right(block, teacher)
     banned = _with_file(banned, block)
-    out = out or folder / f"{identity(block, teacher)}.jsonl"
     limit = Limit(block.budget.tokens, block.budget.usd)
     with contextlib.closing(Store(folder / STORE)) as store:
         asker = Asker(store, Rules(block.concurrency, block.max_attempts, limit), progress)
         run = _Run(block, teacher, store, asker, banned)
         drafts = run.drafts()
         asker.show(Status("writing", done=len(drafts), total=len(drafts)))
-        content = write_conversations(out, map(run.row, drafts))
+        if out is None:
+            partial = folder / f"{identity(block, teacher)}.{os.getpid()}.{secrets.token_hex(4)}.jsonl"
+            content = write_conversations(partial, map(run.row, drafts))
+            out = partial.replace(folder / f"{content.removeprefix('sha256:')}.jsonl")
+        else:
+            content = write_conversations(out, map(run.row, drafts))
         asker.show(Status("done", done=len(drafts), total=len(drafts)))
         return Generated(
             path=out,

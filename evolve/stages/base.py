@@ -21,6 +21,10 @@ class Stage(Protocol):
     block: ClassVar[type[StageBlock]]
     """The pydantic schema of the block."""
 
+    version: ClassVar[int] = 1
+    """Of the stage's arithmetic. It is in the identity of a computed output, so that what later stages keep
+    of another version is not taken. A stage may leave it out until its arithmetic changes."""
+
     @staticmethod
     def inputs(block: StageBlock) -> tuple[str, ...]:
         """Names of the models that the stage reads, in order, without duplicates."""

@@ -7,9 +7,12 @@ seed, the version of the stage and the kind of device; neither names of files no
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import logging
 import os
 import shutil
+import weakref
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -22,14 +25,19 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from pathlib import Path
 
+    from torch import Tensor
+
     from evolve.weights.model import Model
 
 logger = logging.getLogger(__name__)
 
 _GIB = 1 << 30
 LIMIT = "EVOLVE_STAGES_GIB"
-"""Environment variable: most GiB of trained models that are kept; the least recently used go first."""
+"""Environment variable: most GiB of trained models and unfinished trainings that are kept; the least recently
+used go first."""
 _DEFAULT_GIB = 50.0
+_WORK = ".work"
+"""Ending of the folder of a training that is not finished."""
 LOG = "training.json"
 """File of a trained model with its loss curve."""
 
@@ -87,7 +95,8 @@ def trained(key: str, make: Callable[[Path], tuple[Model, Mapping[str, str]]]) -
     """Return the model that is kept under a key, made now where it is not there.
 
     Whoever comes first makes it; others wait, in other processes too. A maker that is killed leaves its work
-    folder, with which the next one goes on.
+    folder, with which the next one goes on. Its folder is not pruned as long as the model, or anything that
+    reads its tensors, lives in any process of this machine.
 
     Args:
         key: See :func:`stage_key`.
@@ -95,18 +104,19 @@ def trained(key: str, make: Callable[[Path], tuple[Model, Mapping[str, str]]]) -
 
     Raises:
         UserError: The cache cannot be written.
-        CandidateError: What ``make`` raises; the work folder is then removed.
+        CandidateError: What ``make`` raises; the work folder is then removed, as for a value or type error.
     """
     from evolve.weights.reader import open_model
     from evolve.weights.writer import write_model
 
     home = _home()
-    out, work = home / key, home / f"{key}.work"
+    out, work = home / key, home / f"{key}{_WORK}"
     with locked(home / f"{key}.lock"):
         if not out.exists():
             try:
                 model, extra = make(work)
-            except CandidateError:
+            except (CandidateError, ValueError, TypeError):
+                # Started again it ends the same; what an interrupt, a full disk or memory ends goes on.
                 shutil.rmtree(work, ignore_errors=True)
                 raise
             write_model(model, out, extra=extra)
@@ -115,7 +125,22 @@ def trained(key: str, make: Callable[[Path], tuple[Model, Mapping[str, str]]]) -
         else:
             logger.info("found what was trained before: %s", key)
         os.utime(out)
-        return replace(open_model(str(out)), content=f"stage:{key}")
+        model = open_model(str(out))
+        held = _Held(model.tensor, home / f"{key}.use")
+        return replace(model, tensor=held, content=f"stage:{key}")
+
+
+class _Held:
+    """The tensors of a kept model. Files are mapped on the first read, so the folder must stay until then."""
+
+    def __init__(self, read: Callable[[str], Tensor], use: Path) -> None:
+        self._read = read
+        descriptor = os.open(use, os.O_RDWR | os.O_CREAT, 0o666)
+        weakref.finalize(self, os.close, descriptor)
+        fcntl.flock(descriptor, fcntl.LOCK_SH)
+
+    def __call__(self, name: str) -> Tensor:
+        return self._read(name)
 
 
 def log_of(model: Model) -> Path | None:
@@ -138,22 +163,32 @@ def _home() -> Path:
 
 
 def _prune(home: Path, *, keep: str) -> None:
-    """Delete the least recently used models until the rest fits the limit; those in use stay."""
+    """Delete what was used least recently until the rest fits the limit; what is in use stays."""
     try:
         limit = float(os.environ.get(LIMIT, _DEFAULT_GIB)) * _GIB
     except ValueError as error:
         raise UserError(f"{LIMIT} must be a number of GiB, got {os.environ[LIMIT]!r}") from error
-    sizes = {
-        path: sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
-        for path in home.iterdir()
-        if path.is_dir() and not path.name.startswith(".") and path.suffix != ".work"
-    }
-    whole = sum(sizes.values())
-    for path in sorted(sizes, key=lambda one: one.stat().st_mtime):
-        if whole <= limit or path.name == keep:
+    sizes = {path: _size(path) for path in home.iterdir() if path.is_dir() and not path.name.startswith(".")}
+    whole = sum(size for size, _ in sizes.values())
+    for path in sorted(sizes, key=lambda one: sizes[one][1]):
+        name = path.name.removesuffix(_WORK)
+        if whole <= limit or name == keep:
             continue
-        with locked(home / f"{path.name}.lock", wait=False) as free:
-            if free:
-                # Maps of its files stay readable for who has them.
+        with (
+            locked(home / f"{name}.lock", wait=False) as free,
+            locked(home / f"{name}.use", wait=False) as unused,
+        ):
+            # The work of a training that was killed is not in use, nor is the lock of its model.
+            if free and (unused or path.suffix == _WORK):
                 shutil.rmtree(path, ignore_errors=True)
-                whole -= sizes[path]
+                whole -= sizes[path][0]
+
+
+def _size(folder: Path) -> tuple[int, float]:
+    """Return the bytes of a folder and when it was used last; zeros where another process deletes it."""
+    total, used = 0, 0.0
+    with contextlib.suppress(FileNotFoundError):
+        used = folder.stat().st_mtime
+        for file in folder.rglob("*"):
+            total += file.stat().st_size if file.is_file() else 0
+    return total, used

@@ -191,11 +191,21 @@ def build(
 
 
 def _identity(step: _Step, inputs: Mapping[str, Model], seed: int) -> str:
-    """Return what stands for a model that is computed: all that decides its tensors."""
-    kind = step.place.rpartition(".")[2]
-    block = without_paths(step.block.model_dump(mode="json", exclude_none=True, exclude={"name"}))
-    contents = {name: model.content for name, model in inputs.items()}
-    return f"made:{content_hash({'kind': kind, 'block': block, 'inputs': contents, 'seed': seed})}"
+    """Return what stands for a model that is computed: all that decides its tensors, and nothing else."""
+    kind, schema = step.place.rpartition(".")[2], type(step.block)
+    plain = schema.effective(
+        step.block.model_dump(mode="json", exclude_none=True, exclude={"name", "enabled"})
+    )
+    drawn = schema.draws(plain)
+    own = plain.pop("seed", seed)
+    decides = {
+        "kind": kind,
+        "version": getattr(step.stage, "version", Stage.version),
+        "block": without_paths(plain),
+        "inputs": {name: model.content for name, model in inputs.items()},
+        **({"seed": own} if drawn else {}),
+    }
+    return f"made:{content_hash(decides)}"
 
 
 def outline(recipe: Recipe, parents: Mapping[str, Model]) -> Model:

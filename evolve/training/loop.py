@@ -108,8 +108,7 @@ class _Trainer(Trainer):
         super().__init__(**options)
         # The loss is divided by the tokens of the whole step already.
         self.model_accepts_loss_kwargs = True
-        self._numbers: dict[str, list[float]] = {}
-        self._logged = -1
+        self._numbers: dict[str, dict[int, float]] = {}
 
     def create_optimizer(self, model: Any = None) -> Any:
         optimizer = super().create_optimizer(model)
@@ -166,10 +165,10 @@ class _Trainer(Trainer):
                 f"{self.name}: the loss is {float(loss.detach())} at step {self.state.global_step + 1}; "
                 "a lower learning rate or a longer warm-up may help",
             )
-        if self._logged < 0:
-            self._logged = int(self.state.global_step)
+        step = int(self.state.global_step)
         for key, value in numbers.items():
-            self._numbers.setdefault(key, []).append(value)
+            of_steps = self._numbers.setdefault(key, {})
+            of_steps[step] = of_steps.get(step, 0.0) + value
         # Gradients of several processes are averaged, and the items are those of all.
         scaled: Tensor = loss * self.accelerator.num_processes
         return (scaled, None) if return_outputs else scaled
@@ -179,10 +178,9 @@ class _Trainer(Trainer):
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs:
-            steps = max(1, int(self.state.global_step) - self._logged)
-            self._logged = int(self.state.global_step)
-            # A part of a step has its share of the step's sum, so parts add up and steps are averaged.
-            logs |= {key: sum(values) / steps for key, values in self._numbers.items()}
+            # A part of a step has its share of the step's sum, so parts add up, and steps that have a number
+            # are averaged.
+            logs |= {key: sum(steps.values()) / len(steps) for key, steps in self._numbers.items()}
             self._numbers.clear()
         super().log(logs, start_time)
 

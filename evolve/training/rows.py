@@ -14,6 +14,9 @@ if TYPE_CHECKING:
 IGNORED = -100
 """The label of a token that does not count."""
 
+WRITTEN = "written"
+"""``Row.part`` of what the student has just written itself."""
+
 
 @dataclass(frozen=True)
 class Row:
@@ -26,7 +29,7 @@ class Row:
         labels: int32, (length,); each stands at its token (the shift is the loss's business), ``IGNORED``
             where a token does not count. The first token of every document is ignored.
         lengths: Tokens of each document, in order; together the length of the row.
-        part: What the row is for: ``data``, or ``replay`` of an older corpus.
+        part: What the row is for: ``data``, ``replay`` of an older corpus, or ``WRITTEN`` by the student.
         reasons: bool, (length,), or None. Which tokens are reasons for an answer, not the answer; they may
             have another weight in the loss.
     """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -11,7 +12,7 @@ from evolve.generate.blocks import GenerateBlock
 from evolve.generate.filters.ngram_overlap import banned_ngrams
 from evolve.generate.run import generate, identity
 from tests.generate.kit import block, jsonl, questions, rows, run, teacher
-from tests.generate.server import prompt_of, serving
+from tests.generate.server import Fault, prompt_of, serving
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -188,3 +189,23 @@ def test_a_judge_is_asked_once_and_pays_from_the_same_budget(tmp_path: Path) -> 
     assert sorted(row["metadata"]["quality"] for row in rows(made)) == [4, 5]
     assert (made.counts["removed_quality"], made.counts["removed_quality_unrated"]) == (1, 2)
     assert made.spent.answers == 10
+
+
+def test_a_file_that_somebody_reads_is_never_another_one(tmp_path: Path) -> None:
+    asked = block(prompts=str(questions(tmp_path)))
+
+    def fault(body: dict[str, Any], number: int) -> Fault | None:
+        return Fault("status") if "q3" in str(body) else None
+
+    with serving(fault=fault) as server:
+        less = generate(asked, teacher(server.url, max_tries=1), folder=tmp_path / "s")
+    before = less.path.read_bytes()
+    with serving() as server:
+        whole = generate(asked, teacher(server.url), folder=tmp_path / "s")
+        again = generate(asked, teacher(server.url), folder=tmp_path / "s")
+    assert (less.rows, whole.rows) == (4, 5)
+    assert less.path.read_bytes() == before
+    assert whole.path == again.path != less.path
+    for made in (less, whole):
+        assert made.content == f"sha256:{hashlib.sha256(made.path.read_bytes()).hexdigest()}"
+    assert len(list((tmp_path / "s").glob("*.jsonl"))) == 2

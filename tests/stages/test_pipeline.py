@@ -166,6 +166,40 @@ def test_seed_of_the_block_goes_before_that_of_the_search():
     assert value(build(recipe({"sum": {"models": ["a"], "seed": 7}}), PARENTS, seed=3)) == 8
 
 
+def test_what_is_computed_is_known_by_what_decides_it(monkeypatch):
+    known = {name: replace(model, content=f"sha256:{name}") for name, model in PARENTS.items()}
+
+    def identity(of_search: int = 0, kind: str = "sum", **block: Any) -> str:
+        # Without a content of its own, as a stage that computes.
+        steps = [{kind: block}]
+        made = build(
+            Recipe.make({name: one.content for name, one in known.items()}, steps), known, seed=of_search
+        )
+        assert made.content.startswith("made:")
+        return made.content
+
+    for stage in (Sum, Add):
+        original = stage.run
+        monkeypatch.setattr(
+            stage,
+            "run",
+            staticmethod(lambda *a, _run=original, **k: replace(_run(*a, **k), content="")),
+        )
+    both = {"models": ["a", "b"]}
+    assert identity(**both) == identity(name="ab", **both)
+    assert identity(**both) == identity(of_search=3, seed=0, **both)
+    assert identity(**both) != identity(of_search=3, **both)
+    assert identity(**both) != identity(times=2, **both)
+    # What draws nothing has no seed.
+    more = {"model": "a", "amount": 1.0}
+    monkeypatch.setattr(AddBlock, "draws", classmethod(lambda cls, plain: False))
+    assert identity(kind="add", **more) == identity(of_search=3, kind="add", **more)
+    assert identity(kind="add", **more) == identity(kind="add", seed=5, **more)
+    before = identity(kind="add", **more)
+    monkeypatch.setattr(Add, "version", 2, raising=False)
+    assert identity(kind="add", **more) != before
+
+
 def test_a_recipe_without_stages_is_its_model(tmp_path):
     model = open_model(make_model(tmp_path, layers=1))
     built = build(recipe(models=["m"]), {"m": model, "other": PARENTS["a"]})

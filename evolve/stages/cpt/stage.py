@@ -12,6 +12,7 @@ from evolve.errors import CandidateError, UserError
 from evolve.registry import REGULARIZERS
 from evolve.stages.cpt.block import CptBlock
 from evolve.stages.cpt.wise_ft import interpolated
+from evolve.training.adapters import adapter_problems
 from evolve.types import content_hash
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from evolve.training.trainer import Control
     from evolve.weights.model import Model
 
-_VERSION = 1
+_VERSION = 2
 """Changes with the arithmetic of training: outputs of another version are not used."""
 logger = logging.getLogger(__name__)
 _LONGEST = ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len")
@@ -60,7 +61,7 @@ class CptStage:
         if longest is not None and cpt.dataset.max_length > longest:
             message = f"max_length is more than the {longest} tokens that the model can read: lower it"
             found.append(("dataset.max_length", message))
-        return found
+        return [*found, *adapter_problems(cpt.peft_config, models[str(cpt.model)])]
 
     @staticmethod
     def outline(block: StageBlock, models: Mapping[str, Model]) -> Model:

@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 def interpolated(start: Model, trained: Model, alpha: float) -> Model:
     """Return ``(1 - alpha) * start + alpha * trained``, computed tensor by tensor when it is read.
 
-    Arithmetic is float32; the result is rounded once, to the types of ``trained``. At 1 it is ``trained``
+    Arithmetic is float32, from both ends as they are before their rounding; the result is rounded once, to
+    the types of ``trained``, and is at hand unrounded too. At 1 it is ``trained``
     itself. The start of a model with a new vocabulary is the extended one, so its new rows lie on the line
     too.
 
@@ -38,16 +39,18 @@ def interpolated(start: Model, trained: Model, alpha: float) -> Model:
     if shapes[0] != shapes[1]:
         raise CandidateError("build", "wise_ft: the trained model has other tensors than the start")
 
+    def exact(name: str) -> Tensor:
+        from evolve.tensors.interpolate import lerp
+
+        one, other = (end.unrounded(name).float().contiguous() for end in (start, trained))
+        return lerp(one.reshape(-1), other.reshape(-1), alpha).reshape(one.shape)
+
     def tensor(name: str) -> Tensor:
         import torch
 
-        from evolve.tensors.interpolate import lerp
-
-        one, other = (end.float().contiguous() for end in (start.unrounded(name), trained.tensor(name)))
-        value = lerp(one.reshape(-1), other.reshape(-1), alpha).reshape(one.shape)
-        found: Tensor = value.to(getattr(torch, trained.specs[name].dtype))
+        found: Tensor = exact(name).to(getattr(torch, trained.specs[name].dtype))
         return found
 
     ends = [start.content, trained.content]
     content = f"stage:{content_hash({'wise_ft': alpha, 'ends': ends})}" if all(ends) else ""
-    return replace(trained, tensor=tensor, exact=None, finite=False, content=content)
+    return replace(trained, tensor=tensor, exact=exact, finite=False, content=content)

@@ -96,7 +96,8 @@ def across_loss(
     shares = [term.weight / total for term in terms]
     items = torch.as_tensor(num_items, device=labels.device).clamp(min=1)
     compared = [terms[index] for index in chosen]
-    sums: Tensor = wide(ours.tensors[0].new_zeros(len(chosen)))
+    # A sum over nothing: without a span the gradient is 0, not absent.
+    sums: Tensor = wide(ours.tensors[0].new_zeros(len(chosen)) + ours.tensors[0][:0].sum())
     if chosen and len(aligned):
         size = chunk or chunk_rows(max(meeting.vocabularies))
         for part in _chunks(aligned, size):

@@ -18,9 +18,14 @@ from evolve.weights.token_bytes import NotItself, TokenBytes
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
+    import torch
     from torch import Tensor
 
     from evolve.weights.tokenizer import Tokenizer
+
+
+_LONGEST = 4
+"""Bytes of the longest character in UTF-8, so most tokens that hold a part of one."""
 
 
 class Span(NamedTuple):
@@ -45,6 +50,10 @@ class Side(NamedTuple):
     tokens: Tensor
     offsets: Tensor
 
+    def to(self, device: torch.device | str) -> Side:
+        """Return the same on a device."""
+        return Side(self.rows.to(device), self.tokens.to(device), self.offsets.to(device))
+
 
 class Aligned(NamedTuple):
     """The spans of a batch that count.
@@ -59,6 +68,10 @@ class Aligned(NamedTuple):
 
     def __len__(self) -> int:
         return len(self.student.offsets) - 1
+
+    def to(self, device: torch.device | str) -> Aligned:
+        """Return the same on a device: that of the models' logits."""
+        return Aligned(self.student.to(device), self.teacher.to(device))
 
 
 def align(student_ends: Sequence[int], teacher_ends: Sequence[int]) -> list[Span]:
@@ -112,23 +125,19 @@ class Translator:
     def document(self, tokens: Sequence[int]) -> tuple[list[int], list[Span]]:
         """Return the teacher's tokens of a document, and the spans.
 
-        The token that ends the document is a span of its own on both sides.
+        The token that ends the document is a span of its own on both sides. A document that is cut within a
+        character has no span from that character on.
 
         Raises:
-            NotItself: The document is not text (it begins or ends within a character), or the teacher's
-                tokenizer does not give it back.
+            NotItself: The document is not text (it holds a part of a character), or the teacher's tokenizer
+                does not give it back.
         """
         inner = list(tokens)
         ended = self.ends is not None and bool(inner) and inner[-1] == self.ends[0]
         if ended:
             inner.pop()
-        raw = self.student.text(inner)
-        try:
-            text = raw.decode()
-        except UnicodeDecodeError as error:
-            raise NotItself(
-                "a document begins or ends within a character: cut documents elsewhere"
-            ) from error
+        inner, raw = self._whole(inner, cut=not ended)
+        text = raw.decode()
         ids = self.tokenizer.encode([text])[0] if text else []
         spans = align(self.student.ends(inner, raw), self.teacher.ends(ids, raw)) if text else []
         front = [] if self.begin is None else [self.begin]
@@ -140,6 +149,28 @@ class Translator:
             theirs.append(self.ends[1])
         return theirs, spans
 
+    def _whole(self, tokens: list[int], *, cut: bool) -> tuple[list[int], bytes]:
+        """Return the tokens up to the last whole character, and their bytes.
+
+        Args:
+            tokens: Of a document.
+            cut: Whether it may end within a character.
+        """
+        for dropped in range(_LONGEST if cut else 1):
+            inner = tokens[: len(tokens) - dropped]
+            raw = self.student.text(inner)
+            try:
+                raw.decode()
+            except UnicodeDecodeError as error:
+                if error.end < len(raw):
+                    break
+                continue
+            if inner or not tokens:
+                return inner, raw
+        raise NotItself(
+            "a document begins within a character, or holds a part of one: cut documents elsewhere"
+        )
+
 
 class Translated(NamedTuple):
     """A batch for the teacher.
@@ -148,11 +179,13 @@ class Translated(NamedTuple):
         batch: One document a row.
         aligned: The spans that count.
         left_out: Documents that could not be aligned; they have no span.
+        reason: Why the last of them could not; empty: all could.
     """
 
     batch: Batch
     aligned: Aligned
     left_out: int
+    reason: str = ""
 
 
 def translate(batch: Batch, labels: Tensor, translator: Translator) -> Translated:
@@ -166,21 +199,21 @@ def translate(batch: Batch, labels: Tensor, translator: Translator) -> Translate
         labels: int64, (batch, length), at their tokens; -100 where a token does not count.
         translator: Between the two tokenizers.
 
-    Raises:
-        NotItself: No document could be aligned; the message says why the last one could not.
+    Returns:
+        All of it on the CPU. Where no document could be aligned, one token and no span.
     """
     import torch
 
     tokens, counts = batch.tokens.cpu().numpy(), labels.cpu().numpy() != IGNORED
     documents: list[list[int]] = []
     spans: list[tuple[int, int, Span]] = []
-    reason: NotItself | None = None
+    reason = ""
     left_out = 0
     for row, begin, end in batch.spans():
         try:
             theirs, found = translator.document(tokens[row, begin:end].tolist())
         except NotItself as error:
-            reason, left_out = error, left_out + 1
+            reason, left_out = str(error), left_out + 1
             continue
         for span in found:
             inside = counts[row, begin + span.student_start : begin + span.student_stop]
@@ -188,7 +221,7 @@ def translate(batch: Batch, labels: Tensor, translator: Translator) -> Translate
                 spans.append((row * batch.shape[1] + begin, len(documents), span))
         documents.append(theirs)
     if not any(documents):
-        raise reason or NotItself("there is no text in the batch")
+        documents = [[translator.begin or 0]]
     width = max(map(len, documents))
     padded = np.zeros((len(documents), width), np.int64)
     for place, one in enumerate(documents):
@@ -202,7 +235,7 @@ def translate(batch: Batch, labels: Tensor, translator: Translator) -> Translate
         padded.reshape(-1),
     )
     translated = Batch(torch.from_numpy(padded), tuple((len(one),) for one in documents))
-    return Translated(translated, Aligned(student, teacher), left_out)
+    return Translated(translated, Aligned(student, teacher), left_out, reason)
 
 
 def _side(ranges: Iterable[tuple[int, int]], flat: np.ndarray) -> Side:

@@ -109,7 +109,7 @@ class DistillBlock(StageBlock):
     curriculum: LengthCurriculumBlock | None = None
     """The order of the documents in each time over the data; absent: shuffled."""
     lmbda: SearchNumber = 0.0
-    """Share of the steps whose text the student writes itself."""
+    """Share of the steps whose text the student writes itself. Losses without a teacher rest there."""
     seq_kd: SearchSwitch = False
     """Whether the teacher writes the text of the other steps."""
     generation: GenerationBlock = GenerationBlock()
@@ -145,6 +145,14 @@ class DistillBlock(StageBlock):
         if self.student is not None:
             found += [(("student", *path), message) for path, message in self.student.problems()]
         found += list(self._losses())
+        if all(value > 0 for value in ends(self.lmbda)) and not any(
+            entry.function not in LOSSES or LOSSES.load(entry.function).teacher
+            for entry in self.loss_functions
+        ):
+            message = (
+                "what the student writes is worth learning by a loss with a teacher alone: set lmbda to 0"
+            )
+            found.append((("lmbda",), message))
         found += list(self._texts())
         written = self.seq_kd is not False or any(value > 0 for value in ends(self.lmbda))
         if written and self.layout.packing:
@@ -224,6 +232,9 @@ class DistillBlock(StageBlock):
         found = {**plain, "loss_functions": kept or plain.get("loss_functions", [])}
         if (found.get("curriculum") or {}).get("pacing") == 1:
             del found["curriculum"]
+        names = [str(entry.get("function")) for entry in found["loss_functions"]]
+        if not any(name in LOSSES and LOSSES.load(name).teacher for name in names):
+            found.pop("lmbda", None)
         if not found.get("lmbda", 0.0) and not found.get("seq_kd", False):
             found.pop("generation", None)
         if isinstance(found.get("generate"), dict):

@@ -22,6 +22,7 @@ from evolve.statistics.corpus import shuffled, texts
 from evolve.training.pack import pack
 from evolve.training.rows import IGNORED, Rows
 from evolve.training.seeds import seed_of
+from evolve.weights.content import file_content
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -83,6 +84,7 @@ def read(
     tokenizer: Tokenizer,
     max_length: int,
     *,
+    content: str | None = None,
     rationale: RationaleBlock | None = None,
     seed: int = 0,
 ) -> tuple[list[Document], int]:
@@ -92,13 +94,16 @@ def read(
         path: Conversations in JSONL, or text.
         tokenizer: The student's.
         max_length: Most tokens of a document.
+        content: ``sha256:...`` that the file must hold; None: whatever it holds.
         rationale: What is done with the reasons in a conversation; None: they are left out.
         seed: Of ``rationale.mode: shuffled``.
 
     Raises:
-        UserError: The file cannot be read, or a conversation needs a chat template that the model lacks.
+        UserError: The file cannot be read or holds something else, or a conversation needs a chat template
+            that the model lacks.
     """
     file = Path(path).expanduser()
+    _hold(file, content)
     if file.suffix.lower() in _LINES:
         made = with_rationale(
             RationaleBlock(mode="none") if rationale is None else rationale,
@@ -108,11 +113,21 @@ def read(
         parts = [(_parts(one, tokenizer), one.conversation.plain) for one in made.examples]
     else:
         parts = [([_Part(text)], True) for text in texts(file)]
+    # It may have been replaced while it was read.
+    _hold(file, content)
     found = [_document(some, tokenizer, max_length, ends=plain) for some, plain in parts]
     kept = [one for one in found if one is not None]
     if not kept:
         raise UserError(f"{path}: nothing is left to train on within {max_length} tokens a row")
     return kept, len(found) - len(kept)
+
+
+def _hold(file: Path, content: str | None) -> None:
+    if content is not None and (found := file_content(file)) != content:
+        raise UserError(
+            f"{file} holds {found}, not {content}: it changed, or another file is there; bring back the one "
+            "that was meant"
+        )
 
 
 def rows_of(documents: Sequence[Document], layout: Layout, *, left_out: int = 0) -> Rows:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from evolve.training.rows import IGNORED, Row
+from evolve.training.rows import IGNORED, WRITTEN, Row
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -85,7 +85,7 @@ def student_rollouts(
         ValueError: An empty prompt, or one that leaves no room.
     """
     found = complete(network, prompts, settings, seed=seed, eos=eos, room=room)
-    return [row_of(prompt, one) for prompt, one in zip(prompts, found, strict=True)]
+    return [row_of(prompt, one, part=WRITTEN) for prompt, one in zip(prompts, found, strict=True)]
 
 
 def row_of(prompt: Sequence[int], completion: Completion, *, part: str = "data") -> Row:

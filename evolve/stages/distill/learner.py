@@ -15,7 +15,7 @@ from evolve.stages.distill.forward import forward
 from evolve.stages.distill.generation import row_of, student_rollouts
 from evolve.stages.distill.objective import distillation_loss
 from evolve.stages.distill.teachers.base import batch_of
-from evolve.training.rows import IGNORED
+from evolve.training.rows import IGNORED, WRITTEN
 from evolve.training.seeds import seed_of
 
 if TYPE_CHECKING:
@@ -30,10 +30,13 @@ if TYPE_CHECKING:
     from evolve.stages.distill.generation import Generation
     from evolve.stages.distill.layers import Pair
     from evolve.stages.distill.objective import Losses
-    from evolve.stages.distill.signals import Signals
-    from evolve.stages.distill.teachers.base import Batch, Teacher
+    from evolve.stages.distill.teachers.base import Teacher
     from evolve.stages.distill.terms import Term
     from evolve.training.rows import Row
+
+
+SPANS = "spans"
+"""Number of a step: spans that two tokenizations share and that count."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +44,8 @@ class Writing:
     """Who writes the text of a step.
 
     Attributes:
-        lmbda: Share of the steps whose text the student writes (GKD, Agarwal et al. 2024, arXiv:2306.13649).
+        lmbda: Share of the steps whose text the student writes (GKD, Agarwal et al. 2024, arXiv:2306.13649);
+            without effect where no loss reads a teacher.
         seq_kd: Whether the teacher writes the rest (Kim and Rush 2016, arXiv:1606.07947).
         settings: How it is sampled.
         room: Most tokens of a row.
@@ -81,6 +85,7 @@ class Learner:
         projections: Between hidden states of different widths.
         crossing: Where the teacher has another tokenizer; None: it has the student's.
         reasons: Weight of tokens that are reasons for an answer.
+        reason: Why the last document that could not be aligned with the teacher's tokens could not.
     """
 
     terms: Sequence[Term]
@@ -91,12 +96,13 @@ class Learner:
     projections: Mapping[Pair, Tensor] = field(default_factory=dict)
     crossing: Crossing | None = None
     reasons: float = 1.0
+    reason: str = ""
 
     def prepare(self, network: Any, rows: Sequence[Row], *, step: int) -> Sequence[Row]:
         """Return the rows as they stand, or with completions that the student or the teacher writes."""
         writing = self.writing
         drawn = seed_of(writing.seed, "writes", step) / 2**63
-        if drawn < writing.lmbda:
+        if drawn < writing.lmbda and any(term.loss.teacher for term in self.terms):
             prompts = [prompt[: writing.room - 1] for prompt in prompts_of(rows)]
             return student_rollouts(
                 network,
@@ -119,34 +125,60 @@ class Learner:
     def loss(
         self, network: Any, rows: Sequence[Row], *, num_items: int
     ) -> tuple[Tensor, Mapping[str, float]]:
-        """Return the loss of a part of a step, and each of its terms."""
+        """Return the loss of a part of a step, and each of its terms.
+
+        On text that the student has just written, losses that read no teacher are left out. It was drawn from
+        the student's distribution, so the expected gradient of its log-likelihood is 0: they would add noise,
+        and at a low temperature they would sharpen the student on itself.
+        """
         import torch
 
         batch = batch_of(rows)
         marks = np.full(batch.shape, IGNORED, np.int64)
         for place, row in enumerate(rows):
             marks[place, : len(row)] = row.labels
-        reads = {term.loss.reads for term in self.terms if term.loss.teacher}
+        own = all(row.part == WRITTEN for row in rows)
+        terms = [term for term in self.terms if term.loss.teacher] if own else self.terms
+        reads = {term.loss.reads for term in terms if term.loss.teacher}
         wanted = {"hidden": "hidden" in reads, "attentions": "attentions" in reads}
         student = forward(network, batch, rule=self.rule, **wanted)
         device = network.get_input_embeddings().weight.device
-        if self.crossing is not None and self.teacher is not None and reads:
-            return self._across(student, batch, torch.from_numpy(marks).to(device), num_items)
-        teacher = self.teacher.signals(batch, **wanted) if self.teacher is not None and reads else None
+        asked = self.teacher if reads else None
+        crossing = self.crossing if asked is not None else None
+        teacher = asked.signals(batch, **wanted) if asked is not None and crossing is None else None
         total: Tensor | None = None
         numbers: dict[str, float] = {}
         for name, weight, counted in self._split(rows, marks):
-            losses = distillation_loss(
-                self.terms,
-                student,
-                teacher,
-                torch.from_numpy(counted).to(device),
-                num_items=num_items,
-                vocabulary=self.vocabulary,
-                projections=self.projections,
-            )
+            labels = torch.from_numpy(counted).to(device)
+            if crossing is not None and asked is not None:
+                found = translate(batch, labels, crossing.translator)
+                if teacher is None:
+                    # Its text is the same for all parts.
+                    teacher = asked.signals(found.batch)
+                self.reason = found.reason or self.reason
+                numbers["not_aligned"] = float(found.left_out)
+                numbers[SPANS] = numbers.get(SPANS, 0.0) + len(found.aligned)
+                losses = across_loss(
+                    terms,
+                    student,
+                    teacher,
+                    labels,
+                    found.aligned.to(device),
+                    meeting=crossing.meeting,
+                    num_items=num_items,
+                )
+            else:
+                losses = distillation_loss(
+                    terms,
+                    student,
+                    teacher,
+                    labels,
+                    num_items=num_items,
+                    vocabulary=self.vocabulary,
+                    projections=self.projections,
+                )
             total = weight * losses.total if total is None else total + weight * losses.total
-            numbers |= {f"{name}{key}": value for key, value in self._named(losses).items()}
+            numbers |= {f"{name}{key}": value for key, value in _named(terms, losses).items()}
         assert total is not None
         return total, numbers
 
@@ -165,26 +197,9 @@ class Learner:
             apart.append(("reasons_", self.reasons, np.where(why, marks, IGNORED)))
         return apart
 
-    def _across(
-        self, student: Signals, batch: Batch, labels: Tensor, num_items: int
-    ) -> tuple[Tensor, Mapping[str, float]]:
-        assert self.crossing is not None
-        assert self.teacher is not None
-        found = translate(batch, labels, self.crossing.translator)
-        losses = across_loss(
-            self.terms,
-            student,
-            self.teacher.signals(found.batch),
-            labels,
-            found.aligned,
-            meeting=self.crossing.meeting,
-            num_items=num_items,
-        )
-        return losses.total, {**self._named(losses), "not_aligned": float(found.left_out)}
 
-    def _named(self, losses: Losses) -> dict[str, float]:
-        values = losses.terms.tolist()
-        return {term.loss.name: value for term, value in zip(self.terms, values, strict=True)}
+def _named(terms: Sequence[Term], losses: Losses) -> dict[str, float]:
+    return {term.loss.name: value for term, value in zip(terms, losses.terms.tolist(), strict=True)}
 
 
 def _cut(row: Row, room: int) -> Row:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 from evolve.config.values import DataFile
@@ -16,10 +17,11 @@ from evolve.stages.distill.student import made_student
 from evolve.stages.distill.terms import Term
 from evolve.stages.kept import LOG, stage_key, trained
 from evolve.stages.merge.layers import layer_count
+from evolve.training.adapters import adapter_problems
+from evolve.weights.content import file_content
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
-    from pathlib import Path
 
     from evolve.config.values import StageBlock
     from evolve.stages.distill.block import LengthCurriculumBlock
@@ -32,7 +34,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_VERSION = 1
+_VERSION = 2
 """Changes with the arithmetic: what was trained before is then trained again."""
 
 
@@ -62,6 +64,7 @@ class DistillStage:
         name = distill.named_teacher
         if distill.student is not None and (misfit := distill.student.misfit(layer_count(student))):
             found.append(("student.keep_layers", misfit))
+        found += adapter_problems(distill.peft_config, student)
         try:
             tokenizer = _tokenizer(student)
             if name is not None:
@@ -94,20 +97,23 @@ class DistillStage:
         own = seed if distill.seed is None else distill.seed
         try:
             text = _text(distill)
-            if distill.generate is not None:
+            if distill.generate is None:
+                plain["dataset"] = {**plain["dataset"], "content": text.content}
+            else:
                 # What was written decides, not who was asked and how.
                 plain = {key: value for key, value in plain.items() if key not in ("generate", "teacher")}
                 plain["written"] = text.content
             key = stage_key("distill", _VERSION, plain, inputs, seed)
-            found = trained(key, lambda work: _train(distill, models, text.path, own, work))
+            found = trained(key, lambda work: _train(distill, models, text, own, work))
             return replace(found, new_tokens=models[str(distill.model)].new_tokens)
         except (UserError, ValueError) as error:
             raise CandidateError("build", f"distill: {error}") from error
 
 
 def _train(
-    block: DistillBlock, models: Mapping[str, Model], text: str, seed: int, work: Path
+    block: DistillBlock, models: Mapping[str, Model], text: DataFile, seed: int, work: Path
 ) -> tuple[Model, Mapping[str, str]]:
+    from evolve.stages.distill.learner import SPANS
     from evolve.stages.distill.opening import open_teacher
     from evolve.stages.distill.terms import make_terms
     from evolve.training.control import control_of
@@ -141,19 +147,30 @@ def _train(
     finally:
         if teacher is not None:
             teacher.close()
+    if learner.crossing is not None and not any(line.get(SPANS, 0.0) for line in history.log):
+        raise CandidateError(
+            "build", f"distill: no document could be aligned with the teacher's tokens: {learner.reason}"
+        )
     if learner.projections:
         del trainee.network.evolve_projections
     report = {"stage": "distill", "data": dict(rows.counts), **history.as_plain()}
     return trained_model(trainee, block.dtype), {LOG: json.dumps(report)}
 
 
-def _rows(block: DistillBlock, text: str, tokenizer: Tokenizer, seed: int) -> Rows:
+def _rows(block: DistillBlock, text: DataFile, tokenizer: Tokenizer, seed: int) -> Rows:
     from evolve.stages.distill.data import Layout, read, rows_of
     from evolve.training.seeds import seed_of
 
     data = block.layout
     shuffle = seed_of(seed, "reasons")
-    documents, left_out = read(text, tokenizer, data.max_length, rationale=block.rationale, seed=shuffle)
+    documents, left_out = read(
+        text.path,
+        tokenizer,
+        data.max_length,
+        content=text.content,
+        rationale=block.rationale,
+        seed=shuffle,
+    )
     epochs = _whole(block.training_args.num_train_epochs)
     order = _order(block.curriculum) if block.curriculum else None
     layout = Layout(data.max_length, data.max_tokens, data.packing, epochs, seed, order)
@@ -205,7 +222,8 @@ def _text(block: DistillBlock) -> DataFile:
     """Return the file of the text; where a teacher is to write it, it is asked for what is not there yet."""
     if block.generate is None or not isinstance(block.teacher, ApiTeacher):
         assert block.dataset is not None
-        return block.dataset
+        path, content = block.dataset.path, block.dataset.content
+        return DataFile(path=path, content=content or file_content(Path(path).expanduser()))
     from evolve.generate.run import generate
     from evolve.weights.files import cache_folder
 
@@ -245,8 +263,6 @@ def _meeting_problems(block: DistillBlock, student: Tokenizer, teacher: Tokenize
 
 
 def _data_problems(path: str) -> list[tuple[str, str]]:
-    from pathlib import Path
-
     if not Path(path).expanduser().is_file():
         return [("dataset.path", f"{path}: no such file")]
     return []

@@ -94,11 +94,37 @@ def test_what_is_no_text_is_left_out_or_refused(tmp_path: Path) -> None:
         found = batch_of(rows)
         return found, found.tokens
 
-    found = translate(*batch(cut[:2], good), both)
+    found = translate(*batch(cut[1:], good), both)
     assert found.left_out == 1 and len(found.aligned) == 3
     assert found.batch.lengths == ((4,),)
-    with pytest.raises(NotItself, match="within a character"):
-        translate(*batch(cut[:2]), both)
+    for broken in (cut[1:], cut[:2], [good[0], *cut[1:], good[1]]):
+        found = translate(*batch(broken), both)
+        assert found.left_out == 1 and len(found.aligned) == 0
+        assert "part of" in found.reason and found.batch.lengths == ((1,),)
+
+
+def test_spans_go_to_the_device_of_the_logits(tmp_path: Path) -> None:
+    student, teacher = tokenizer(tmp_path / "s"), tokenizer(tmp_path / "t", [("t", "h")])
+    [ids] = student.encode(["the th"])
+    batch = batch_of([Row(np.array(ids, np.int32), np.array(ids, np.int32), (len(ids),))])
+    found = translate(batch, batch.tokens, translator(student, teacher)).aligned
+    # `meta` stands for a GPU: it holds shapes alone.
+    moved = found.to("meta")
+    assert len(moved) == len(found) > 0
+    for side, here in zip(moved, found, strict=True):
+        assert [part.device.type for part in side] == ["meta"] * 3
+        assert [part.shape for part in side] == [part.shape for part in here]
+
+
+def test_a_document_that_ends_within_a_character_counts_up_to_it(tmp_path: Path) -> None:
+    student, teacher = tokenizer(tmp_path / "s"), tokenizer(tmp_path / "t", [("t", "h")])
+    both = translator(student, teacher, ends=(2, 1))
+    [whole] = student.encode(["the 東"])
+    [text] = student.encode(["the "])
+    for tokens in (whole[:-1], whole[:-2]):
+        assert both.document(tokens) == both.document(text)
+    with pytest.raises(NotItself, match="part of"):
+        both.document([*whole[:-1], 2])
 
 
 def case(seed: int = 0, *, scale: float = 1.0) -> Any:
@@ -362,11 +388,12 @@ def test_what_cannot_be_compared() -> None:
         loss("kl", Meeting("spans", sizes), Signals(best))
 
 
-def test_no_span_gives_zero_and_a_gradient_of_zero() -> None:
+@pytest.mark.parametrize("losses", [["kl", "cross_entropy"], ["kl"]])
+def test_no_span_gives_zero_and_a_gradient_of_zero(losses: list[str]) -> None:
     student, teacher, labels, _, sizes = case()
     none = Side(torch.zeros(0, dtype=torch.int64), torch.zeros(0, dtype=torch.int64), torch.tensor([0]))
     loss = across_loss(
-        make_terms([{"function": "kl"}, {"function": "cross_entropy"}]),
+        make_terms([{"function": name} for name in losses]),
         Signals(Logits(student)),
         Signals(Logits(teacher)),
         labels,

@@ -11,12 +11,13 @@ import torch
 import yaml
 
 from evolve.cli.main import cli
+from evolve.config.values import DataFile
 from evolve.errors import CandidateError
 from evolve.stages.distill.block import DistillBlock
 from evolve.stages.distill.data import Layout, prompts_of, read, rows_of
 from evolve.stages.distill.stage import DistillStage, _rows
 from evolve.training.rows import IGNORED
-from evolve.weights.content import content_of
+from evolve.weights.content import content_of, file_content
 from evolve.weights.reader import open_model
 from evolve.weights.tokenizer import load_tokenizer
 from tests.small import WORDS
@@ -172,12 +173,94 @@ def test_hidden_states_and_text_of_the_student_and_of_the_teacher(home: Path) ->
     assert not same(own, theirs)
 
 
+def test_on_its_own_text_only_losses_with_a_teacher_count(home: Path) -> None:
+    data = {"path": str(home / "data.jsonl"), "max_length": 48, "packing": False}
+    settings = {"dataset": data, "generation": {"max_new_tokens": 4}}
+    alone = [{"function": "reverse_kl", "weight": 1.0}]
+    both = [{"function": "cross_entropy", "weight": 3.0}, *alone]
+    # One loss alone: what the other weighs is no part of the sum there.
+    found = run(home, lmbda=1.0, loss_functions=both, **settings)
+    assert same(found, run(home, lmbda=1.0, loss_functions=alone, **settings))
+    log = json.loads((found.files / "training.json").read_text())["log"]  # type: ignore[operator]
+    assert all("cross_entropy" not in line and line["loss"] == line["reverse_kl"] for line in log)
+    mixed = run(home, lmbda=0.5, loss_functions=both, **settings)
+    log = json.loads((mixed.files / "training.json").read_text())["log"]  # type: ignore[operator]
+    assert {"cross_entropy" in line for line in log} == {True, False}
+    # Without a teacher the student's text teaches nothing: the recipe is that of the text.
+    text = [{"function": "cross_entropy"}, {"function": "kl", "weight": 0.0}]
+    assert same(
+        run(home, lmbda=0.5, loss_functions=text, **settings), run(home, loss_functions=text, **settings)
+    )
+    effective = DistillBlock.effective({"lmbda": 0.5, "generation": {"top_k": 3}, "loss_functions": text})
+    assert effective == {"loss_functions": text[:1]}
+    refused = block(home, lmbda=1.0, loss_functions=text[:1], **settings).problems()
+    assert [path for path, _ in refused] == [("lmbda",)]
+    ranged = block(home, lmbda={"low": 0.0, "high": 1.0}, loss_functions=text[:1], **settings)
+    assert ranged.problems() == []
+
+
 @pytest.mark.parametrize("way", ["auto", "spans"])
 def test_a_teacher_with_the_vocabulary_from_before_an_extension(home: Path, way: str) -> None:
     trained = run(home, teacher={"kind": "hf", "model": "other"}, alignment=way)
     log = json.loads((trained.files / "training.json").read_text())["log"]  # type: ignore[operator]
     assert log[-1]["kl"] < 0.9 * log[0]["kl"]
     assert all(line["not_aligned"] == 0 for line in log)
+
+
+def test_reasons_have_their_weight_with_another_tokenizer_too(home: Path, tmp_path: Path) -> None:
+    draw = random.Random(0)
+    with (tmp_path / "reasons.jsonl").open("w") as file:
+        for _ in range(8):
+            words = [" ".join(draw.choices(WORDS, k=3)) for _ in range(3)]
+            row = {"prompt": words[0], "completion": words[1], "reasoning_content": words[2]}
+            file.write(json.dumps(row) + "\n")
+
+    def trained(weight: float) -> Model:
+        return run(
+            home,
+            teacher={"kind": "hf", "model": "other"},
+            dataset={"path": str(tmp_path / "reasons.jsonl"), "max_length": 64},
+            rationale={"mode": "inline", "weight": weight},
+        )
+
+    half = trained(0.5)
+    log = json.loads((half.files / "training.json").read_text())["log"]  # type: ignore[operator]
+    for line in log:
+        assert line["reasons_kl"] > 0
+        assert line["loss"] == pytest.approx(line["kl"] + 0.5 * line["reasons_kl"], rel=1e-4)
+    assert not same(half, trained(1.0))
+    assert not same(half, trained(0.0))
+
+
+def test_one_document_that_does_not_align_ends_no_training(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from evolve.stages.distill.alignment import Translator
+    from evolve.weights.token_bytes import NotItself
+
+    asked = []
+    original = Translator.document
+
+    def document(self: Translator, tokens: Any) -> Any:
+        asked.append(1)
+        if len(asked) <= refused:
+            raise NotItself("cut within a character")
+        return original(self, tokens)
+
+    monkeypatch.setattr(Translator, "document", document)
+    settings = {
+        "teacher": {"kind": "hf", "model": "other"},
+        "dataset": {"path": str(home / "data.jsonl"), "max_length": 48, "packing": False},
+        "training_args": {"learning_rate": 1e-3, "per_device_train_batch_size": 1},
+    }
+    refused = 2
+    trained = run(home, **settings)
+    log = json.loads((trained.files / "training.json").read_text())["log"]  # type: ignore[operator]
+    assert [line["not_aligned"] for line in log[:3]] == [1.0, 1.0, 0.0]
+    assert [line["loss"] > 0 for line in log[:3]] == [False, False, True]
+    refused = 10**9
+    with pytest.raises(CandidateError, match=r"no document could be aligned.*cut within a character"):
+        run(home, seed=1, **settings)
 
 
 def test_a_captured_teacher_is_the_live_one(home: Path, tmp_path: Path) -> None:
@@ -197,6 +280,20 @@ def test_a_captured_teacher_is_the_live_one(home: Path, tmp_path: Path) -> None:
         for model in (run(home, dataset=data), run(home, dataset=data, teacher=captured))
     )
     assert [line["kl"] for line in kept] == pytest.approx([line["kl"] for line in live], abs=2e-3)
+
+
+def test_the_text_is_the_one_that_the_recipe_means(home: Path, tmp_path: Path) -> None:
+    path = tmp_path / "data.jsonl"
+    path.write_bytes((home / "data.jsonl").read_bytes())
+    meant = {"path": str(path), "content": file_content(path), "max_length": 48}
+    first = run(home, dataset=meant)
+    # Kept: the file itself is not needed again.
+    path.write_text('{"prompt": "the hen", "completion": " and the rat"}\n')
+    assert run(home, dataset=meant).content == first.content
+    with pytest.raises(CandidateError, match="it changed, or another file is there"):
+        run(home, dataset=meant, seed=1)
+    # Whoever says nothing of the content means that of now.
+    assert run(home, dataset={"path": str(path), "max_length": 48}).content != first.content
 
 
 def test_rows_of_conversations(home: Path, tmp_path: Path) -> None:
@@ -288,7 +385,7 @@ def test_a_curriculum_orders_each_time_over_the_data(home: Path) -> None:
                 dataset={"path": str(home / "data.jsonl"), "max_length": 48, "packing": False},
                 training_args={"num_train_epochs": 2},
             ),
-            str(home / "data.jsonl"),
+            DataFile(path=str(home / "data.jsonl")),
             tokenizer,
             3,
         )
