@@ -76,7 +76,10 @@ def test_a_teacher_writes_once_what_every_candidate_reads(student: Model, tmp_pa
     )
 
 
-def test_a_server_that_fails_does_not_decide_what_is_trained_on(student: Model, tmp_path: Path) -> None:
+@pytest.mark.parametrize("budget", [{}, {"tokens": 100_000}])
+def test_a_server_that_fails_does_not_decide_what_is_trained_on(
+    student: Model, tmp_path: Path, budget: dict[str, int]
+) -> None:
     lines = [json.dumps({"prompt": f"say the {word}"}) for word in ("hen", "rat", "sea", "net")]
     (tmp_path / "prompts.jsonl").write_text("\n".join(lines))
 
@@ -85,7 +88,12 @@ def test_a_server_that_fails_does_not_decide_what_is_trained_on(student: Model, 
 
     with serving(reply=reply, fault=fault) as server:
         teacher = {"kind": "api", "base_url": server.url, "model": "big", "endpoint": "completions"}
-        failing = block(server.url, tmp_path, teacher={**teacher, "max_tries": 1})
+        failing = block(
+            server.url,
+            tmp_path,
+            teacher={**teacher, "max_tries": 1},
+            generate={"style": "reasoning", "prompts": str(tmp_path / "prompts.jsonl"), "budget": budget},
+        )
         with pytest.raises(CandidateError, match="The same command asks for the rest"):
             DistillStage.run(failing, {"student": student}, seed=0)
 
