@@ -257,7 +257,7 @@ def _arguments(settings: Settings, steps: int) -> TrainingArguments:
     options = dict(given.pop("lr_scheduler_kwargs"))
     if given["lr_scheduler_type"] == "warmup_stable_decay":
         options.setdefault("num_decay_steps", max(1, steps // 10))
-    return TrainingArguments(
+    found = TrainingArguments(
         output_dir=str(settings.folder),
         max_steps=steps,
         warmup_steps=warmup if warmup < 1 else int(warmup),
@@ -278,3 +278,7 @@ def _arguments(settings: Settings, steps: int) -> TrainingArguments:
         include_num_input_tokens_seen="no",
         **given,
     )
+    # With several GPUs in sight transformers would wrap the network in DataParallel, which splits no rows of
+    # ours, and would multiply the batch.
+    found._n_gpu = min(found.n_gpu, 1)
+    return found
