@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field
 
 from evolve.config.values import Block, SearchInt, SearchNumber, SearchSwitch
+from evolve.training.schedules import schedule_problems
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -64,6 +65,11 @@ class TrainingArgs(Block):
                     most = "" if high is None else f" and at most {high:g}"
                     yield (key,), f"{key} must be at least {low:g}{most}, got {value:g}"
                     break
+        for key in ("adam_beta1", "adam_beta2"):
+            if any(not 0 <= value < 1 for value in ends(getattr(self, key))):
+                yield (key,), f"{key} must be at least 0 and below 1"
+        for key, message in schedule_problems(self.lr_scheduler_type, self.lr_scheduler_kwargs):
+            yield (("lr_scheduler_kwargs", key) if key else ("lr_scheduler_type",)), message
 
 
 _BOUNDS: tuple[tuple[str, float, float | None], ...] = (
@@ -73,8 +79,6 @@ _BOUNDS: tuple[tuple[str, float, float | None], ...] = (
     ("per_device_train_batch_size", 1, None),
     ("gradient_accumulation_steps", 1, None),
     ("weight_decay", 0.0, None),
-    ("adam_beta1", 0.0, 1.0),
-    ("adam_beta2", 0.0, 1.0),
     ("adam_epsilon", 0.0, None),
     ("max_grad_norm", 0.0, None),
 )
