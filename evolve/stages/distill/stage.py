@@ -226,6 +226,13 @@ def _text(block: DistillBlock) -> DataFile:
     if made.failed:
         # A budget ends it with what there is; a server that fails must not decide what is trained on.
         raise UserError(f"{'; '.join(made.warnings)}. The same command asks for the rest")
+    if made.over_budget and not made.counts["answers"]:
+        raise UserError(
+            f"generate.budget leaves no room for a first answer: {made.spent.tokens} tokens and "
+            f"{made.spent.usd:.2f} USD, those of earlier searches among them, are in {made.path.parent}. The "
+            "budget is one of all that was ever written there: raise it by that much, or set XDG_CACHE_HOME "
+            "to another folder"
+        )
     for warning in made.warnings:
         logger.warning("distill: %s", warning)
     logger.info("distill: the teacher wrote %d rows, %d answers asked for now", made.rows, made.asked)
