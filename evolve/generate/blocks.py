@@ -169,7 +169,7 @@ class FiltersBlock(Block):
 
 
 class BudgetBlock(Block):
-    """What all answers in one store may cost, of all candidates of a search together."""
+    """What all answers in one store may cost, those of all candidates and of earlier searches together."""
 
     tokens: int | None = Field(default=None, ge=0)
     """Most tokens, prompts and answers."""

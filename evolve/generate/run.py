@@ -71,7 +71,8 @@ class Generated:
             (``removed_...``), ``rows``.
         spent: What all answers in the store have cost, those of other calls included.
         asked: Answers that this call asked for; the others were in the store.
-        complete: Whether everything was asked. If not, ``warnings`` says why, and the same call goes on.
+        over_budget: Whether the budget did not suffice for everything.
+        failed: Requests that the server did not answer.
         warnings: Sentences for the user.
     """
 
@@ -81,8 +82,14 @@ class Generated:
     counts: Mapping[str, int]
     spent: Spent
     asked: int
-    complete: bool
+    over_budget: bool
+    failed: int
     warnings: tuple[str, ...] = field(default=())
+
+    @property
+    def complete(self) -> bool:
+        """Whether everything was asked. If not, ``warnings`` says why, and the same call goes on."""
+        return not self.over_budget and not self.failed
 
 
 def generate(
@@ -132,7 +139,8 @@ def generate(
             counts=MappingProxyType({**run.counts, "rows": len(drafts)}),
             spent=store.spent(),
             asked=asker.counts["asked"],
-            complete=not asker.over_budget and not asker.counts["failed"],
+            over_budget=asker.over_budget,
+            failed=asker.counts["failed"],
             warnings=tuple(run.warnings()),
         )
 

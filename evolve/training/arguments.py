@@ -113,6 +113,9 @@ class TrainingArgs(Block):
             yield from _out_of_bounds(self.gradual_unfreezing, ("gradual_unfreezing",), _UNFREEZING_BOUNDS)
         if any(value <= 0 for value in ends(self.layerwise_lr_decay)):
             yield ("layerwise_lr_decay",), "layerwise_lr_decay must be above 0, or the lower layers rest"
+        for key in ("adam_beta1", "adam_beta2"):
+            if any(not 0 <= value < 1 for value in ends(getattr(self, key))):
+                yield (key,), f"{key} must be at least 0 and below 1"
         yield from self._schedule_problems()
 
     def _schedule_problems(self) -> Iterator[tuple[tuple[str, ...], str]]:
@@ -191,8 +194,6 @@ _BOUNDS: _Bounds = (
     ("per_device_train_batch_size", 1, None),
     ("gradient_accumulation_steps", 1, None),
     ("weight_decay", 0.0, None),
-    ("adam_beta1", 0.0, 1.0),
-    ("adam_beta2", 0.0, 1.0),
     ("adam_epsilon", 0.0, None),
     ("max_grad_norm", 0.0, None),
     ("layerwise_lr_decay", 0.0, 1.0),

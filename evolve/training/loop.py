@@ -301,7 +301,7 @@ def _arguments(settings: Settings, steps: int) -> TrainingArguments:
         decay = steps_of_share(options.pop("num_decay_steps", DECAY), steps)
         left = steps - steps_of_share(warmup, steps)
         options["num_decay_steps"] = max(1, min(decay, left))
-    return TrainingArguments(
+    found = TrainingArguments(
         output_dir=str(settings.folder),
         max_steps=steps,
         warmup_steps=warmup if warmup < 1 else int(warmup),
@@ -324,3 +324,7 @@ def _arguments(settings: Settings, steps: int) -> TrainingArguments:
         include_num_input_tokens_seen="no",
         **given,
     )
+    # With several GPUs in sight transformers would wrap the network in DataParallel, which splits no rows of
+    # ours, and would multiply the batch.
+    found._n_gpu = min(found.n_gpu, 1)
+    return found

@@ -126,6 +126,23 @@ def test_rows_are_seen_in_their_order_and_once(tmp_path: Path) -> None:
     assert history.tokens == sum(map(len, rows))
 
 
+def test_one_gpu_of_several_is_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from evolve.training import loop
+
+    class Seeing(loop.TrainingArguments):
+        def __post_init__(self) -> None:
+            super().__post_init__()
+            self._n_gpu = 4
+
+    monkeypatch.setattr(loop, "TrainingArguments", Seeing)
+    network = make_network()
+    arguments = TrainingArgs(per_device_train_batch_size=2)
+    settings = Settings(arguments, 0, tmp_path)
+    trainer = loop.make_trainer(network, make_rows(4), CrossEntropy(), settings, spent=0.0)
+    assert trainer.args.train_batch_size == 2
+    assert trainer._wrap_model(network) is network
+
+
 def test_a_loss_that_is_no_number_ends_the_run(tmp_path: Path) -> None:
     with pytest.raises(CandidateError, match="step 2; a lower learning rate") as error:
         run(tmp_path, make_rows(12), objective=CrossEntropy(spoil=1))

@@ -151,6 +151,8 @@ class CptBlock(StageBlock):
             block = getattr(self.regularizers, name, None)
             if block is not None:
                 found += _between(block.weight, ("regularizers", name, "weight"), 0.0, None)
+                temperature = getattr(block, "temperature", None)
+                found += _between(temperature, ("regularizers", name, "temperature"), 0.0, None, above=True)
                 if self.peft_config is not None and REGULARIZERS.load(name).weights_only:
                     message = f"{name} holds weights, and an adapter has others: remove it, or peft_config"
                     found.append((("regularizers", name), message))

@@ -61,6 +61,7 @@ class CptStage:
         if longest is not None and cpt.dataset.max_length > longest:
             message = f"max_length is more than the {longest} tokens that the model can read: lower it"
             found.append(("dataset.max_length", message))
+        found += _rate_problems(cpt, models[str(cpt.model)])
         return [*found, *adapter_problems(cpt.peft_config, models[str(cpt.model)])]
 
     @staticmethod
@@ -169,6 +170,26 @@ def _control(block: CptBlock, start: Model, network: Any) -> Control:
     from evolve.training.control import control_of
 
     return control_of(network, block.training_args, phases_of(block), start.new_tokens)
+
+
+def _rate_problems(block: CptBlock, model: Model) -> list[tuple[str, str]]:
+    """Return the patterns of learning rates that match no tensor: a misspelt one would change nothing.
+
+    An adapter's parameters have names of their own, which are not known here.
+    """
+    from evolve.training.phases import matches
+
+    if block.peft_config is not None:
+        return []
+    return [
+        (
+            f"phases.{number}.learning_rate_scale",
+            f"no tensor of the model matches {pattern!r}; one is {next(iter(model.specs), '')}",
+        )
+        for number, phase in enumerate(block.phases)
+        for pattern in phase.learning_rate_scale
+        if not any(matches(pattern, name) for name in model.specs)
+    ]
 
 
 def _content(model: Model) -> str:

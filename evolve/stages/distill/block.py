@@ -10,6 +10,12 @@ from evolve.config.values import Block, DataFile, Range, SearchInt, SearchNumber
 from evolve.generate.blocks import ApiTeacher, GenerateBlock, RationaleBlock
 from evolve.generate.checks import check_pair
 from evolve.registry import LOSSES
+from evolve.stages.distill.checks import (
+    generation_problems,
+    mapping_problems,
+    pattern_problems,
+    temperature_problems,
+)
 from evolve.stages.distill.student import StudentBlock
 from evolve.stages.distill.teachers.dataset import DatasetTeacherBlock
 from evolve.stages.distill.teachers.hf import HfTeacherBlock
@@ -145,6 +151,16 @@ class DistillBlock(StageBlock):
         if self.student is not None:
             found += [(("student", *path), message) for path, message in self.student.problems()]
         found += list(self._losses())
+        found += [(("generation", *path), message) for path, message in generation_problems(self.generation)]
+        found += [(("frozen_res", *path), message) for path, message in pattern_problems(self.frozen_res)]
+        found += [
+            (("loss_functions", *path), message) for path, message in mapping_problems(self.loss_functions)
+        ]
+        if isinstance(self.teacher, VllmTeacherBlock | DatasetTeacherBlock):
+            wrong = temperature_problems(self.teacher.kind, self.loss_functions)
+            found += [(("loss_functions", *path), message) for path, message in wrong]
+        if isinstance(self.teacher, VllmTeacherBlock) and min(ends(self.teacher.top_k)) < 1:
+            found.append((("teacher", "top_k"), "top_k must be at least 1: so many tokens are compared"))
         if all(value > 0 for value in ends(self.lmbda)) and not any(
             entry.function not in LOSSES or LOSSES.load(entry.function).teacher
             for entry in self.loss_functions

@@ -13,7 +13,9 @@ from evolve.errors import CandidateError, ModelError, UserError
 from evolve.generate.blocks import ApiTeacher
 from evolve.registry import LOSSES
 from evolve.stages.distill.block import DistillBlock
+from evolve.stages.distill.checks import captured_problems, depth_problems
 from evolve.stages.distill.student import made_student
+from evolve.stages.distill.teachers.dataset import DatasetTeacherBlock
 from evolve.stages.distill.terms import Term
 from evolve.stages.kept import LOG, stage_key, trained
 from evolve.stages.merge.layers import layer_count
@@ -65,6 +67,7 @@ class DistillStage:
         if distill.student is not None and (misfit := distill.student.misfit(layer_count(student))):
             found.append(("student.keep_layers", misfit))
         found += adapter_problems(distill.peft_config, student)
+        found += _teacher_problems(distill, models)
         try:
             tokenizer = _tokenizer(student)
             if name is not None:
@@ -228,10 +231,16 @@ def _text(block: DistillBlock) -> DataFile:
     from evolve.weights.files import cache_folder
 
     made = generate(block.generate, block.teacher, folder=cache_folder("generated"))
-    limited = block.generate.budget.tokens is not None or block.generate.budget.usd is not None
-    if not made.complete and not limited:
+    if made.failed:
         # A budget ends it with what there is; a server that fails must not decide what is trained on.
         raise UserError(f"{'; '.join(made.warnings)}. The same command asks for the rest")
+    if made.over_budget and not made.counts["answers"]:
+        raise UserError(
+            f"generate.budget leaves no room for a first answer: {made.spent.tokens} tokens and "
+            f"{made.spent.usd:.2f} USD, those of earlier searches among them, are in {made.path.parent}. The "
+            "budget is one of all that was ever written there: raise it by that much, or set XDG_CACHE_HOME "
+            "to another folder"
+        )
     for warning in made.warnings:
         logger.warning("distill: %s", warning)
     logger.info("distill: the teacher wrote %d rows, %d answers asked for now", made.rows, made.asked)
@@ -260,6 +269,19 @@ def _meeting_problems(block: DistillBlock, student: Tokenizer, teacher: Tokenize
     except (CandidateError, ModelError) as error:
         return [("teacher.model", str(error))]
     return []
+
+
+def _teacher_problems(block: DistillBlock, models: Mapping[str, Model]) -> list[tuple[str, str]]:
+    """Return what a teacher's headers, or the head of a capture, say against the losses."""
+    found: list[tuple[tuple[str | int, ...], str]] = []
+    if isinstance(block.teacher, DatasetTeacherBlock):
+        found += captured_problems(block.teacher.path, block.loss_functions)
+    elif block.named_teacher is not None:
+        whole = layer_count(models[str(block.model)])
+        depths = (whole, whole) if block.student is None else block.student.depths
+        theirs = layer_count(models[block.named_teacher])
+        found += depth_problems(block.loss_functions, depths, theirs)
+    return [(".".join(map(str, path)), message) for path, message in found]
 
 
 def _data_problems(path: str) -> list[tuple[str, str]]:

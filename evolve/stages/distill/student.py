@@ -37,6 +37,13 @@ class StudentBlock(Block):
         """The value that keeps most layers."""
         return self.keep_layers if isinstance(self.keep_layers, list) else int(max(ends(self.keep_layers)))
 
+    @property
+    def depths(self) -> tuple[int, int]:
+        """The least and the most layers that are kept."""
+        if isinstance(self.keep_layers, list):
+            return len(self.keep_layers), len(self.keep_layers)
+        return int(min(ends(self.keep_layers))), int(max(ends(self.keep_layers)))
+
     def problems(self) -> list[tuple[tuple[str, ...], str]]:
         """Return what is wrong whatever the model is."""
         keep = self.keep_layers

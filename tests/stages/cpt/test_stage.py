@@ -184,6 +184,22 @@ def test_check(tmp_path: Path, text: Path, base: Model) -> None:
     assert not CptStage.trains(block(text, wise_ft={"alpha": 0.0}))
 
 
+def test_a_misspelt_pattern_of_a_learning_rate_is_a_problem(text: Path, base: Model) -> None:
+    def check(**scale: float) -> list[str]:
+        cpt = block(text, phases=[{"until": 1.0, "learning_rate_scale": scale}])
+        return [path for path, _ in CptStage.check(cpt, {"base": base})]
+
+    assert check(embed_tokens=0.5) == []
+    assert check(**{"layers.1": 0.5, "*norm*": 2.0}) == []
+    assert check(**{"layers.7": 0.5}) == check(embed_token=0.5) == ["phases.0.learning_rate_scale"]
+
+
+@pytest.mark.parametrize("temperature", [0.0, {"low": -1.0, "high": 2.0}])
+def test_a_temperature_of_zero_is_a_problem(text: Path, temperature: Any) -> None:
+    found = block(text, regularizers={"lwf": {"weight": 1.0, "temperature": temperature}}).problems()
+    assert [path for path, _ in found] == [("regularizers", "lwf", "temperature")]
+
+
 def test_no_rest_without_new_rows(text: Path, base: Model) -> None:
     cpt = block(text, phases=[{"until": 0.5, "train": "new_embeddings"}, {"until": 1.0}])
     with pytest.raises(CandidateError, match="a stage vocab has added, and the start has none"):

@@ -296,6 +296,28 @@ def test_the_text_is_the_one_that_the_recipe_means(home: Path, tmp_path: Path) -
     assert run(home, dataset={"path": str(path), "max_length": 48}).content != first.content
 
 
+def test_a_capture_says_its_temperatures(home: Path, tmp_path: Path) -> None:
+    gone = block(home, teacher={"kind": "dataset", "path": str(tmp_path / "capture.json")})
+    assert [path for path, _ in DistillStage.check(gone, models_of(home))] == ["teacher.path"]
+    key = {"teacher": "", "tokenizer": "", "data": "", "top_k": 4, "temperatures": [1.0, 2.0]}
+    key |= {"max_length": 48, "vocabulary": 128, "max_tokens": None, "source": "hf"}
+    manifest = {"format": 1, "key": key, "shards": []}
+    (tmp_path / "capture.json").write_text(json.dumps(manifest))
+    for value, good in (
+        (1.0, True),
+        ({"choices": [1.0, 2.0]}, True),
+        ({"choices": [1.0, 3.0]}, False),
+        (3, False),
+    ):
+        losses = [{"function": "kl", "temperature": value}]
+        asked = block(
+            home, teacher={"kind": "dataset", "path": str(tmp_path / "capture.json")}, loss_functions=losses
+        )
+        assert asked.problems() == []
+        found = DistillStage.check(asked, models_of(home))
+        assert [path for path, _ in found] == ([] if good else ["loss_functions.0.temperature"])
+
+
 def test_rows_of_conversations(home: Path, tmp_path: Path) -> None:
     student = models_of(home)["student"]
     tokenizer = load_tokenizer(student.files, student.config)
@@ -332,6 +354,80 @@ def test_what_does_not_fit_is_refused(home: Path) -> None:
     assert any("above 0" in text for _, text in block(home, loss_functions=wrong).problems())
     good = [{"function": "cross_entropy"}, {"function": "kl", "weight": {"low": 0.0, "high": 4.0}}]
     assert block(home, loss_functions=good).problems() == []
+
+
+@pytest.mark.parametrize(
+    ("place", "changes"),
+    [
+        ("generation.temperature", {"generation": {"temperature": -1}}),
+        ("generation.top_p", {"generation": {"top_p": {"low": -0.5, "high": 1.0}}}),
+        ("generation.top_p", {"generation": {"top_p": 0.0}}),
+        ("generation.top_k", {"generation": {"top_k": -3}}),
+        ("generation.max_new_tokens", {"generation": {"max_new_tokens": 0}}),
+        ("frozen_res.1", {"frozen_res": ["norm", "("]}),
+        ("training_args.adam_beta1", {"training_args": {"adam_beta1": 1.0}}),
+        ("training_args.lr_scheduler_type", {"training_args": {"lr_scheduler_type": "cosine_with_min_lr"}}),
+        (
+            "training_args.lr_scheduler_kwargs.min_lr",
+            {"training_args": {"lr_scheduler_kwargs": {"min_lr": 0.1}}},
+        ),
+        (
+            "training_args.lr_scheduler_kwargs.decay_type",
+            {
+                "training_args": {
+                    "lr_scheduler_type": "warmup_stable_decay",
+                    "lr_scheduler_kwargs": {"decay_type": "x"},
+                }
+            },
+        ),
+        (
+            "loss_functions.0.layer_mapping",
+            {"loss_functions": [{"function": "attention_kl", "layer_mapping": [[0, 1]]}]},
+        ),
+        ("teacher.top_k", {"teacher": {"kind": "vllm", "model": "teacher", "top_k": 0}}),
+        (
+            "loss_functions.0.temperature",
+            {
+                "teacher": {"kind": "vllm", "model": "teacher"},
+                "loss_functions": [{"function": "kl", "temperature": {"low": 1.0, "high": 2.0}}],
+            },
+        ),
+        (
+            "loss_functions.0.temperature",
+            {
+                "teacher": {"kind": "dataset", "path": "capture.json"},
+                "loss_functions": [{"function": "kl", "temperature": {"low": 1.0, "high": 2.0}}],
+            },
+        ),
+        (
+            "loss_functions.1.temperature",
+            {
+                "teacher": {"kind": "dataset", "path": "capture.json"},
+                "loss_functions": [{"function": "kl"}, {"function": "tvd", "temperature": 2.0}],
+            },
+        ),
+    ],
+)
+def test_values_that_no_run_survives_are_problems(home: Path, place: str, changes: dict[str, Any]) -> None:
+    assert block(home).problems() == []
+    assert [".".join(map(str, path)) for path, _ in block(home, **changes).problems()] == [place]
+
+
+@pytest.mark.parametrize(
+    ("mapping", "student", "good"),
+    [
+        ("all", None, False),
+        ("even", None, True),
+        ([[1, 2]], None, True),
+        ([[2, 2]], None, False),
+        ([[1, 3]], None, False),
+        ("all", {"keep_layers": [0]}, False),
+    ],
+)
+def test_layers_that_a_model_does_not_have(home: Path, mapping: Any, student: Any, good: bool) -> None:
+    loss = {"function": "hs_mse", "layer_mapping": mapping}
+    found = DistillStage.check(block(home, student=student, loss_functions=[loss]), models_of(home))
+    assert [path for path, _ in found] == ([] if good else ["loss_functions.0.layer_mapping"])
 
 
 def test_a_config_with_ranges_is_a_space(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -76,7 +76,10 @@ def test_a_teacher_writes_once_what_every_candidate_reads(student: Model, tmp_pa
     )
 
 
-def test_a_server_that_fails_does_not_decide_what_is_trained_on(student: Model, tmp_path: Path) -> None:
+@pytest.mark.parametrize("budget", [{}, {"tokens": 100_000}])
+def test_a_server_that_fails_does_not_decide_what_is_trained_on(
+    student: Model, tmp_path: Path, budget: dict[str, int]
+) -> None:
     lines = [json.dumps({"prompt": f"say the {word}"}) for word in ("hen", "rat", "sea", "net")]
     (tmp_path / "prompts.jsonl").write_text("\n".join(lines))
 
@@ -85,9 +88,31 @@ def test_a_server_that_fails_does_not_decide_what_is_trained_on(student: Model, 
 
     with serving(reply=reply, fault=fault) as server:
         teacher = {"kind": "api", "base_url": server.url, "model": "big", "endpoint": "completions"}
-        failing = block(server.url, tmp_path, teacher={**teacher, "max_tries": 1})
+        failing = block(
+            server.url,
+            tmp_path,
+            teacher={**teacher, "max_tries": 1},
+            generate={"style": "reasoning", "prompts": str(tmp_path / "prompts.jsonl"), "budget": budget},
+        )
         with pytest.raises(CandidateError, match="The same command asks for the rest"):
             DistillStage.run(failing, {"student": student}, seed=0)
+
+
+def test_a_budget_that_an_earlier_search_has_used_up_is_named(student: Model, tmp_path: Path) -> None:
+    (tmp_path / "prompts.jsonl").write_text(json.dumps({"prompt": "say the hen"}))
+    (tmp_path / "others.jsonl").write_text(json.dumps({"prompt": "say the rat"}))
+
+    def asked(name: str, tokens: int) -> DistillBlock:
+        generate = {"style": "reasoning", "prompts": str(tmp_path / name), "budget": {"tokens": tokens}}
+        return block(server.url, tmp_path, generate={**generate, "max_completion_tokens": 20})
+
+    with serving(reply=reply) as server:
+        first = DistillStage.run(asked("prompts.jsonl", 2000), {"student": student}, seed=0)
+        with pytest.raises(CandidateError, match=r"no room for a first answer: [1-9]"):
+            DistillStage.run(asked("others.jsonl", 5), {"student": student}, seed=0)
+        # What is there costs nothing.
+        again = DistillStage.run(asked("prompts.jsonl", 5), {"student": student}, seed=0)
+    assert first.content == again.content
 
 
 def test_reasons_are_marked_token_by_token(student: Model, tmp_path: Path) -> None:
