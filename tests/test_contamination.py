@@ -51,7 +51,9 @@ def test_a_copied_item_is_found_in_the_corpus_of_a_recipe(tmp_path):
     text.write_text(f"Some other text.\n\n{quiz}\n")
     merge = {
         "merge_method": "fisher",
-        "models": [{"model": "one", "parameters": {"weight": {"low": 0, "high": 1}}}, {"model": "two"}],
+        "models": [
+            {"model": name, "parameters": {"weight": {"low": 0, "high": 1}}} for name in ("one", "two")
+        ],
         "statistics": {"path": str(text), "max_tokens": 64},
     }
     override = f"pipeline=[{json.dumps({'merge': merge})}]"

@@ -101,11 +101,8 @@ class HoldoutConfig(Block):
 
     @model_validator(mode="after")
     def _has_items(self) -> Self:
-        asked = [key for key in ("seeds", "ablations") if key in self.model_fields_set]
-        if self.items == 0 and (self.ablations or (self.seeds > 1 and "seeds" in asked)):
-            raise ValueError(
-                f"{' and '.join(asked)} need items of the holdout, and items is 0: remove one of them"
-            )
+        if self.items == 0 and self.ablations:
+            raise ValueError("ablations need items of the holdout, and items is 0: remove one of them")
         return self
 
 

@@ -356,11 +356,7 @@ class Generations:
             return []
         parents = self._parents_on("holdout") if self._needs_parents else None
         winner, _ = scored[winning([tasks for _, tasks in scored], score, parents)]
-        found = list(variants.seeds(winner, score.holdout.seeds))
-        if score.holdout.ablations:
-            for ablation in variants.ablations(winner, score.holdout.seeds):
-                found.extend(ablation.recipes)
-        return found
+        return variants.all_of(winner, score.holdout.seeds, without=score.holdout.ablations)
 
     def _settle_holdout(self, recipes: Sequence[Recipe]) -> None:
         unique = {job.key: job for job in (Job(recipe, "holdout") for recipe in recipes)}

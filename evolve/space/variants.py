@@ -56,6 +56,12 @@ def ablations(recipe: Recipe, count: int) -> tuple[Ablation, ...]:
     )
 
 
+def all_of(recipe: Recipe, count: int, *, without: bool) -> list[Recipe]:
+    """Return a recipe with ``count`` seeds, and where asked what is left of it without each stage."""
+    left = ablations(recipe, count) if without else ()
+    return [*seeds(recipe, count), *(one for ablation in left for one in ablation.recipes)]
+
+
 def _stages(recipe: Recipe) -> list[tuple[str, dict[str, Any]]]:
     return [next(iter(entry.items())) for entry in recipe.pipeline]
 

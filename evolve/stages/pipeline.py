@@ -14,12 +14,11 @@ from evolve.errors import CandidateError, UserError
 from evolve.registry import STAGES, did_you_mean
 from evolve.stages import history
 from evolve.stages.base import Stage
+from evolve.stages.guard import guarded
 from evolve.types import content_hash, without_paths
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-
-    from torch import Tensor
 
     from evolve.config.values import StageBlock
     from evolve.stages.memo import Memo
@@ -166,7 +165,7 @@ def build(
         if len(used) != 1:
             raise CandidateError("invalid_recipe", f"a recipe without stages has one model, not {len(used)}")
         (name, model), *_ = used.items()
-        return _guard(model, name, used)
+        return guarded(model, name, used)
     known = dict(used)
     output = ""
     for step in _wire(_blocks(pipeline), used):
@@ -184,10 +183,10 @@ def build(
                 told(shown)
         if not made.content:
             made = replace(made, content=_identity(step, inputs, seed))
-        known[output] = _guard(made, step.place, used)
+        known[output] = guarded(made, step.place, used)
     result = known[output]
     # A last stage that is off hands a parent through, which nothing has guarded yet.
-    return _guard(result, output, used) if any(result is parent for parent in used.values()) else result
+    return guarded(result, output, used) if any(result is parent for parent in used.values()) else result
 
 
 def _identity(step: _Step, inputs: Mapping[str, Model], seed: int) -> str:
@@ -367,36 +366,3 @@ def _path_of(name: str, block: StageBlock, place: str) -> str:
         return next((hit for key, entry in entries if (hit := search(entry, f"{path}.{key}"))), None)
 
     return search(block.model_dump(), place) or place
-
-
-def _guard(model: Model, maker: str, parents: Mapping[str, Model]) -> Model:
-    """Return ``model`` with a check on every tensor that is read."""
-    if model.finite:
-        return model
-
-    def tensor(name: str) -> Tensor:
-        from evolve.tensors.fused import all_finite
-
-        value = model.tensor(name)
-        if not all_finite(value):
-            raise CandidateError("non_finite", _blame(name, value, maker.lstrip("\0"), parents))
-        return value
-
-    return replace(model, tensor=tensor, finite=True)
-
-
-def _blame(name: str, tensor: Tensor, maker: str, parents: Mapping[str, Model]) -> str:
-    import torch
-
-    from evolve.tensors.fused import all_finite
-
-    bad = int((~torch.isfinite(tensor.float())).sum())
-    what = f"tensor {name}: {bad} of {tensor.numel()} values are NaN or infinite"
-    guilty = [
-        repr(parent)
-        for parent, model in parents.items()
-        if name in model.specs and not all_finite(model.tensor(name))
-    ]
-    if guilty:
-        return f"{what}; so are values of this tensor in model {', '.join(guilty)} itself: replace that model"
-    return f"{what}, made by {maker} from finite models"

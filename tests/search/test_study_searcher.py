@@ -65,7 +65,7 @@ def test_rounds_and_tells(run: RunDir, url: str | None, sampler: str) -> None:
     assert [proposal.number for proposal in search.round(4)] == [2, 4], "no ask before the round is told"
     search.tell(4, 1.5, recipe="r4")
     search.tell(2, 1.5, recipe="r2")
-    assert search.progress() == Progress(3, 2, 1, 2, 4, 0, 0, 1.5)
+    assert search.progress() == Progress(3, 2, 1, 2, 4, 0, 0, 1.5, failed_here=2)
     best = search.best()
     assert best is not None
     assert best == second[1], "the earliest of equals"
@@ -330,6 +330,7 @@ def test_progress_counts_as_a_simulation_does(
         running=running,
         stale=0 if best is None or improved == generation else generation - improved - 1,
         best=best,
+        failed_here=asked - len(values),
     )
 
 
