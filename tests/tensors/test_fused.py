@@ -250,13 +250,16 @@ def test_selection_keeps_exactly_the_largest_and_of_equals_the_first(size, share
 
 
 def test_selection_of_many_distinct_magnitudes_is_exact_and_small():
-    tensor, base = torch.randn(300_000), torch.randn(300_000)
+    generator = torch.Generator().manual_seed(6)
+    tensor, base = torch.randn((2, 300_000), generator=generator)
     table = selection(tensor, base)
     assert not table.complete and table.nbytes < 20_000
     falling = np.sort(magnitudes(tensor, base))[::-1]
     for count in (1, 2, 292, 293, 294, 1000, 150_000, 299_999, 300_000):
         keep = table.largest(count, tensor, base)
-        assert (keep.threshold, keep.ties) == (falling[count - 1], 1)
+        threshold = falling[count - 1]
+        # Some magnitudes are equal by chance.
+        assert (keep.threshold, keep.ties) == (threshold, count - np.count_nonzero(falling > threshold))
 
 
 def test_selection_of_bfloat16_is_complete():
