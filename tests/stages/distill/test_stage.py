@@ -366,19 +366,13 @@ def test_what_does_not_fit_is_refused(home: Path) -> None:
         ("generation.max_new_tokens", {"generation": {"max_new_tokens": 0}}),
         ("frozen_res.1", {"frozen_res": ["norm", "("]}),
         ("training_args.adam_beta1", {"training_args": {"adam_beta1": 1.0}}),
-        ("training_args.lr_scheduler_type", {"training_args": {"lr_scheduler_type": "cosine_with_min_lr"}}),
+        (
+            "training_args.lr_scheduler_kwargs",
+            {"training_args": {"lr_scheduler_type": "cosine_with_min_lr"}},
+        ),
         (
             "training_args.lr_scheduler_kwargs.min_lr",
             {"training_args": {"lr_scheduler_kwargs": {"min_lr": 0.1}}},
-        ),
-        (
-            "training_args.lr_scheduler_kwargs.decay_type",
-            {
-                "training_args": {
-                    "lr_scheduler_type": "warmup_stable_decay",
-                    "lr_scheduler_kwargs": {"decay_type": "x"},
-                }
-            },
         ),
         (
             "loss_functions.0.layer_mapping",
