@@ -62,6 +62,15 @@ def load(path: str | os.PathLike[str], overrides: Iterable[str] = ()) -> Loaded:
     Raises:
         ConfigError: Everything that is wrong.
     """
+    return load_text(read_text(path), str(path), overrides)
+
+
+def read_text(path: str | os.PathLike[str]) -> str:
+    """Return the text of a config's file.
+
+    Raises:
+        ConfigError: It cannot be read, is no UTF-8, or is too long for a config.
+    """
     source = str(path)
     try:
         # One byte more than allowed shows that a file is too long, and never reads an endless one.
@@ -77,13 +86,12 @@ def load(path: str | os.PathLike[str], overrides: Iterable[str] = ()) -> Loaded:
     if len(data) > MOST_BYTES:
         raise ConfigError([Problem(source, "", _too_long())])
     try:
-        text = data.decode("utf-8-sig")
+        return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         before = data[: error.start]
         line, column = before.count(b"\n") + 1, error.start - before.rfind(b"\n")
         message = f"not UTF-8 text (byte 0x{data[error.start]:02x}): save the file as UTF-8"
         raise ConfigError([Problem(f"{source}:{line}:{column}", "", message)]) from error
-    return load_text(text, source, overrides)
 
 
 def _too_long() -> str:

@@ -6,18 +6,17 @@ from typing import TYPE_CHECKING, Any
 
 from evolve.config.document import parse
 from evolve.config.files import pinned_block
+from evolve.config.load import read_text
 from evolve.config.messages import Complaint, complaints
 from evolve.config.plain import ranges
 from evolve.config.values import Block
-from evolve.errors import ConfigError, Problem
+from evolve.errors import ConfigError
 from evolve.generate.blocks import ApiTeacher, GenerateBlock
 from evolve.generate.checks import check_pair
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
     from pathlib import Path
-
-_MOST_BYTES = 4_000_000
 
 
 class GenerateConfig(Block):
@@ -39,18 +38,7 @@ def load(path: Path, overrides: Iterable[str] = ()) -> GenerateConfig:
     Raises:
         ConfigError: Everything that is wrong.
     """
-    source = str(path)
-    try:
-        with path.open("rb") as stream:
-            data = stream.read(_MOST_BYTES + 1)
-        text = data.decode("utf-8-sig")
-    except OSError as error:
-        raise ConfigError([Problem(source, "", f"cannot be read: {error.strerror or error}")]) from error
-    except UnicodeDecodeError as error:
-        raise ConfigError([Problem(source, "", "not UTF-8 text: save the file as UTF-8")]) from error
-    if len(data) > _MOST_BYTES:
-        raise ConfigError([Problem(source, "", "too long for a config: is it a data file?")])
-    document, problems = parse(text, source, overrides)
+    document, problems = parse(read_text(path), str(path), overrides)
     plain = document.root.plain()
     found = complaints(GenerateConfig, plain) or _problems(GenerateConfig.model_validate(plain))
     problems += [document.problem(one.path, one.message, key=one.at_key) for one in found]
