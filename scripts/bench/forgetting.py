@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from report import mean
 
 from evolve.score.forgetting import Change, pareto
 from evolve.stages.cpt.block import CptBlock
@@ -44,8 +45,6 @@ if TYPE_CHECKING:
 
 LENGTH = 256
 TEXTS = ("licences", "docstrings", "topics")
-T_975 = {2: 12.71, 3: 4.30, 4: 3.18, 5: 2.78}
-"""Quantiles of Student's t by the number of seeds."""
 
 ARMS: dict[str, dict[str, Any]] = {
     "no_replay": {},
@@ -250,14 +249,6 @@ def report(found: list[dict[str, Any]]) -> None:
         points.append(Change(statistics.mean(gains), statistics.mean(losses)))
         print(f"| {arm} | {' | '.join(cells)} | {mean(gains)} | {mean(losses)} |")
     print("\nfront:", ", ".join(arms[place] for place in pareto(points)))
-
-
-def mean(values: list[float]) -> str:
-    text = f"{statistics.mean(values):.3f}"
-    if len(values) < 2:
-        return text
-    half = T_975.get(len(values), 2.0) * statistics.stdev(values) / math.sqrt(len(values))
-    return f"{text} ± {half:.3f}"
 
 
 if __name__ == "__main__":

