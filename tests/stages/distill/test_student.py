@@ -14,8 +14,10 @@ from evolve.space.space import derive
 from evolve.stages.distill.stage import DistillStage
 from evolve.stages.distill.student import StudentBlock, kept_layers, made_student
 from evolve.weights.reader import open_model
-from tests.stages.distill.test_stage import _own_cache, block, home, models_of  # noqa: F401
+from tests.stages.distill.kit import block, models_of
 from tests.tiny import make_model
+
+pytestmark = pytest.mark.usefixtures("own_cache")
 
 
 def student(keep) -> StudentBlock:
@@ -62,18 +64,18 @@ def test_it_computes_what_transformers_does_with_these_layers(tmp_path, keep):
         ({"low": 0, "high": 3}, "at least 1 layer"),
     ],
 )
-def test_nonsense_is_refused_where_it_stands(home, keep, message):  # noqa: F811
+def test_nonsense_is_refused_where_it_stands(home, keep, message):
     [(path, said)] = block(home, student={"keep_layers": keep}).problems()
     assert path == ("student", "keep_layers") and message in said
 
 
 @pytest.mark.parametrize("keep", [3, [0, 2], {"choices": [1, 3]}, {"low": 1, "high": 3}])
-def test_more_layers_than_there_are(home, keep):  # noqa: F811
+def test_more_layers_than_there_are(home, keep):
     found = DistillStage.check(block(home, model="teacher", student={"keep_layers": keep}), models_of(home))
     assert found[0][0] == "student.keep_layers" and "the model has 2 layers" in found[0][1]
 
 
-def test_the_stage_trains_the_layers_that_are_kept(home):  # noqa: F811
+def test_the_stage_trains_the_layers_that_are_kept(home):
     changes = {"model": "teacher", "student": {"keep_layers": [1]}}
     models = models_of(home)
     made = DistillStage.run(block(home, **changes), models, seed=0)
@@ -88,7 +90,7 @@ def test_the_stage_trains_the_layers_that_are_kept(home):  # noqa: F811
     assert not torch.equal(first.tensor(name), made.tensor(name)), "kept apart by the layers"
 
 
-def test_the_number_of_layers_can_be_searched(home):  # noqa: F811
+def test_the_number_of_layers_can_be_searched(home):
     assert block(home, student={"keep_layers": {"choices": [1, 2]}}).reshapes
     assert not block(home, student={"keep_layers": 2}).reshapes
     text = f"""\
@@ -106,6 +108,6 @@ pipeline:
         load_text(text.replace("{low: 1, high: 2}", "[3, 3]"), "c.yaml")
 
 
-def test_a_recipe_that_does_not_fit_fails_by_name(home):  # noqa: F811
+def test_a_recipe_that_does_not_fit_fails_by_name(home):
     with pytest.raises(CandidateError, match="has 1 layers, and 2 is asked for"):
         DistillStage.run(block(home, student={"keep_layers": 2}), models_of(home), seed=0)

@@ -1,0 +1,34 @@
+"""Models and blocks of the distill stage for tests."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from evolve.stages.distill.block import DistillBlock
+from evolve.weights.content import content_of
+from evolve.weights.reader import open_model
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from evolve.weights.model import Model
+
+
+def models_of(home: Path) -> dict[str, Model]:
+    from dataclasses import replace
+
+    names = ("student", "teacher", "other")
+    return {
+        name: replace(open_model(str(home / name)), content=content_of(str(home / name))) for name in names
+    }
+
+
+def block(home: Path, **changes: Any) -> DistillBlock:
+    plain = {
+        "model": "student",
+        "teacher": {"kind": "hf", "model": "teacher"},
+        "dataset": {"path": str(home / "data.jsonl"), "max_length": 48},
+        "loss_functions": [{"function": "kl", "weight": 1.0}],
+        "training_args": {"learning_rate": 1e-3, "per_device_train_batch_size": 4, "warmup_steps": 0},
+    }
+    return DistillBlock.model_validate({**plain, **changes})
