@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from evolve.errors import CandidateError, UserError
-from evolve.stages.memo import DEFAULT_BYTES, Memo
+from evolve.stages.memo import Memo
 from evolve.types import Failed, FailureKind, Job, Outcome, Recipe, Scored
 
 if TYPE_CHECKING:
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from evolve.config.schema import ScoreConfig
     from evolve.engine.base import EvaluatorSpec
     from evolve.score.engines.base import Engine
     from evolve.score.scorer import Scorer
@@ -39,7 +38,7 @@ class Evaluator:
     def __init__(self, spec: EvaluatorSpec) -> None:
         self._spec = spec
         self._parents: dict[str, Model] = {}
-        self._memo = Memo()
+        self._memo = Memo(spec.cache_bytes)
         self._scorer: Scorer | None = None
         self._engine: Engine | None = None
         self._held = ""
@@ -64,7 +63,7 @@ class Evaluator:
                     name: replace(open_model(parent.path), content=parent.content)
                     for name, parent in self._spec.parents.items()
                 },
-                self._spec.score,
+                self._spec,
             )
         if self._scorer is None:
             scorer = Scorer(self._spec.score)
@@ -122,16 +121,20 @@ class Evaluator:
     def _build(self, job: Job, clock: _Clock) -> Model:
         """Return the candidate; the time that the engine waits for its tensors counts as ``build``."""
         from evolve.stages.pipeline import build
+        from evolve.stages.together import train_together
         from evolve.weights.prefetch import prefetched
 
         self._training = []
         with clock.phase("build"):
             with self._room_to_train(job.recipe):
+                folder = Path(self._spec.folder)
+                paths = {name: parent.path for name, parent in self._spec.parents.items()}
+                train_together(job.recipe, paths, seed=self._spec.seed, folder=folder)
                 model = build(
                     job.recipe,
                     self._parents,
                     seed=self._spec.seed,
-                    folder=Path(self._spec.folder),
+                    folder=folder,
                     memo=self._memo,
                     told=self._training.append,
                 )
@@ -200,7 +203,7 @@ class Evaluator:
         self._memo.clear()
 
 
-def _placed(parents: dict[str, Model], score: ScoreConfig) -> dict[str, Model]:
+def _placed(parents: dict[str, Model], spec: EvaluatorSpec) -> dict[str, Model]:
     """Return the parents with their tensors on the GPU, if there is one, as far as the engine leaves room."""
     import torch
 
@@ -209,11 +212,11 @@ def _placed(parents: dict[str, Model], score: ScoreConfig) -> dict[str, Model]:
     from evolve.weights.resident import resident
 
     free, whole = torch.cuda.mem_get_info()
-    if score.backend == "vllm":
+    if spec.score.backend == "vllm":
         from evolve.score.engines.vllm import memory_share
 
-        free = min(free, int((1 - memory_share(score)) * whole))
-    return resident(parents, torch.device("cuda"), max(0, free // 2 - DEFAULT_BYTES))
+        free = min(free, int((1 - memory_share(spec.score)) * whole))
+    return resident(parents, torch.device("cuda"), max(0, free // 2 - spec.cache_bytes))
 
 
 def _is_short(needed: int, *, anywhere: bool = False) -> bool:
@@ -223,12 +226,14 @@ def _is_short(needed: int, *, anywhere: bool = False) -> bool:
     """
     import torch
 
+    from evolve.stages.together import processes
     from evolve.validation import free_memory
 
     if torch.cuda.is_available():
         if anywhere:
             return bool(torch.cuda.mem_get_info()[0] < needed)
         needed //= 4
+    needed *= processes()
     free = free_memory()
     return free is not None and free < needed
 

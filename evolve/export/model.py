@@ -62,6 +62,7 @@ def export_model(
         UserError: The recipe cannot be built, or the folder cannot be written.
     """
     from evolve.stages.pipeline import build
+    from evolve.stages.together import train_together
     from evolve.weights.reader import open_model
     from evolve.weights.writer import write_model
 
@@ -69,6 +70,7 @@ def export_model(
         _require_no_parent(target.out, parents)
     models = {model: open_model(parents[model].path) for model in recipe.models}
     try:
+        train_together(recipe, {name: parents[name].path for name in recipe.models}, folder=folder)
         model = build(recipe, models, folder=folder)
         done = 0
 

@@ -50,6 +50,14 @@ class Stage(Protocol):
         return False
 
     @staticmethod
+    def spreads(block: StageBlock) -> bool:
+        """Whether several processes can train it together, each calling ``run`` (``stages/together.py``).
+
+        A stage for which that is so may leave this method out.
+        """
+        return True
+
+    @staticmethod
     def outline(block: StageBlock, models: Mapping[str, Model]) -> Model:
         """Return a model with the config, specs and files that the output will have; no tensor is read.
 

@@ -17,6 +17,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from evolve.errors import CandidateError, UserError
+from evolve.training import ranks
 from evolve.types import content_hash, without_paths
 from evolve.weights.files import cache_folder
 from evolve.weights.locked import locked
@@ -111,17 +112,21 @@ def trained(key: str, make: Callable[[Path], tuple[Model, Mapping[str, str]]]) -
 
     home = _home()
     out, work = home / key, home / f"{key}{_WORK}"
-    with locked(home / f"{key}.lock"):
-        if not out.exists():
+    # Of processes that train together the first has the lock, the folder and the last word.
+    with locked(home / f"{key}.lock") if ranks.rank() == 0 else contextlib.nullcontext():
+        if not ranks.agreed(out.exists()):
             try:
                 model, extra = make(work)
             except (CandidateError, ValueError, TypeError):
                 # Started again it ends the same; what an interrupt, a full disk or memory ends goes on.
-                shutil.rmtree(work, ignore_errors=True)
+                if ranks.rank() == 0:
+                    shutil.rmtree(work, ignore_errors=True)
                 raise
-            write_model(model, out, extra=extra)
-            shutil.rmtree(work, ignore_errors=True)
-            _prune(home, keep=key)
+            if ranks.rank() == 0:
+                write_model(model, out, extra=extra)
+                shutil.rmtree(work, ignore_errors=True)
+                _prune(home, keep=key)
+            ranks.wait()
         else:
             logger.info("found what was trained before: %s", key)
         os.utime(out)

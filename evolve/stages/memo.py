@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import operator
 import threading
 import weakref
@@ -25,6 +26,8 @@ class Sized(Protocol):
         ...
 
 
+logger = logging.getLogger(__name__)
+
 T = TypeVar("T", bound=Sized)
 U = TypeVar("U")
 
@@ -47,6 +50,7 @@ class Memo:
         self._latest: dict[Hashable, tuple[tuple[Model, ...], Any]] = {}
         self._dead: deque[int] = deque()
         self._lock = threading.RLock()
+        self._told = False
         self.nbytes = 0
 
     @cached_property
@@ -67,7 +71,9 @@ class Memo:
         value = compute()
         with self._lock:
             self._bury()
-            if full not in self._found and self.nbytes + value.nbytes <= self._limit:
+            if self.nbytes + value.nbytes > self._limit:
+                self._tell()
+            elif full not in self._found:
                 for model in models:
                     self._watch(model)
                 self._found[full] = value
@@ -92,6 +98,15 @@ class Memo:
             while len(self._latest) > _MOST_KEYS:
                 del self._latest[next(iter(self._latest))]
         return answer
+
+    def _tell(self) -> None:
+        if not self._told:
+            self._told = True
+            logger.info(
+                "what merging keeps between candidates has reached its bound of %.3g GiB, the rest is "
+                "computed each time; engine.cache_gib raises it",
+                self._limit / (1 << 30),
+            )
 
     def _watch(self, model: Model) -> None:
         """Forget what belongs to a model when it dies: another could get its id."""

@@ -234,6 +234,17 @@ def trained(recipe: Recipe) -> int:
         return 0
 
 
+def spreads(recipe: Recipe) -> bool:
+    """Whether several processes may train what a recipe trains."""
+    kinds = [
+        (STAGES.load(kind), block) for kind, block in _blocks(recipe.pipeline) if block.enabled is not False
+    ]
+    training = [(stage, block) for stage, block in kinds if _trains(stage, block)]
+    return bool(training) and all(
+        getattr(stage, "spreads", Stage.spreads)(block) for stage, block in training
+    )
+
+
 def training_bytes(recipe: Recipe, parents: Mapping[str, Model]) -> int:
     """Return how much memory training takes at most, about; 0 where no stage trains.
 

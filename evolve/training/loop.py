@@ -14,6 +14,7 @@ import torch
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from evolve.errors import CandidateError
+from evolve.training import ranks
 from evolve.training.arguments import DECAY
 from evolve.training.schedules import infinite, steps_of_share
 from evolve.training.trainer import Control, Settings, count_items, mark_whole, steps_of
@@ -109,6 +110,9 @@ class _Trainer(Trainer):
         # The loss is divided by the tokens of the whole step already.
         self.model_accepts_loss_kwargs = True
         self._numbers: dict[str, dict[int, float]] = {}
+        if ranks.count() > 1:
+            # No DistributedDataParallel around it: ranks.py says why.
+            self.accelerator.prepare_model = partial(self.accelerator.prepare_model, evaluation_mode=True)
 
     def create_optimizer(self, model: Any = None) -> Any:
         optimizer = super().create_optimizer(model)
@@ -137,6 +141,17 @@ class _Trainer(Trainer):
     def _get_train_sampler(self, *_: Any, **__: Any) -> Any:
         return torch.utils.data.SequentialSampler(self.train_dataset)
 
+    def get_train_dataloader(self) -> Any:
+        if ranks.count() == 1:
+            return super().get_train_dataloader()
+        # Every process reads all rows and takes its share of each step.
+        return torch.utils.data.DataLoader(
+            self.train_dataset,
+            batch_size=self._train_batch_size,
+            sampler=self._get_train_sampler(),
+            collate_fn=self.data_collator,
+        )
+
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: Any) -> tuple[list[Any], Any]:
         batches: list[Sequence[Row]] = []
         for _ in range(num_batches):
@@ -145,11 +160,23 @@ class _Trainer(Trainer):
             except StopIteration:
                 break
         step = int(self.state.global_step)
-        batches = [self.objective.prepare(self.model, batch, step=step) for batch in batches]
+        batches = [
+            self.objective.prepare(self.model, batch, step=step) if batch else batch
+            for batch in ranks.share(batches)
+        ]
         items = torch.tensor(sum(count_items(batch) for batch in batches), device=device)
-        if self.args.world_size > 1:
+        if ranks.count() > 1:
             items = self.accelerator.gather(items).sum()
         return [{"rows": batch} for batch in batches], items
+
+    def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
+        if inputs["rows"]:
+            loss = super().training_step(model, inputs, num_items_in_batch)
+        else:
+            loss = torch.zeros((), device=self.args.device)
+        if self.accelerator.sync_gradients:
+            ranks.mean_gradients(model.parameters())
+        return loss
 
     def _prepare_inputs(self, inputs: Any) -> Any:
         return inputs
@@ -170,7 +197,7 @@ class _Trainer(Trainer):
             of_steps = self._numbers.setdefault(key, {})
             of_steps[step] = of_steps.get(step, 0.0) + value
         # Gradients of several processes are averaged, and the items are those of all.
-        scaled: Tensor = loss * self.accelerator.num_processes
+        scaled: Tensor = loss * ranks.count()
         return (scaled, None) if return_outputs else scaled
 
     def floating_point_ops(self, inputs: Any) -> int:
@@ -180,9 +207,21 @@ class _Trainer(Trainer):
         if "loss" in logs:
             # A part of a step has its share of the step's sum, so parts add up, and steps that have a number
             # are averaged.
-            logs |= {key: sum(steps.values()) / len(steps) for key, steps in self._numbers.items()}
+            numbers = _together(ranks.gathered(self._numbers))
+            logs |= {key: sum(steps.values()) / len(steps) for key, steps in numbers.items()}
             self._numbers.clear()
         super().log(logs, start_time)
+
+
+def _together(parts: Sequence[dict[str, dict[int, float]]]) -> dict[str, dict[int, float]]:
+    """Return the sums over the processes, by key and step."""
+    found: dict[str, dict[int, float]] = {}
+    for part in parts:
+        for key, steps in part.items():
+            of_steps = found.setdefault(key, {})
+            for step, value in steps.items():
+                of_steps[step] = of_steps.get(step, 0.0) + value
+    return found
 
 
 class _Clock(TrainerCallback):
@@ -204,10 +243,11 @@ class _Clock(TrainerCallback):
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> Any:
         now = time.monotonic()
         done = int(state.global_step)
-        if now - self._saved >= self._settings.save_seconds and done < self._steps:
+        due = now - self._saved >= self._settings.save_seconds and done < self._steps
+        if ranks.agreed(due):
             control.should_save = True
             self._saved = now
-        if now - self._told >= _TELL_SECONDS or done == self._steps:
+        if ranks.rank() == 0 and (now - self._told >= _TELL_SECONDS or done == self._steps):
             self._told = now
             each = (now - self._began) / max(1, done - (self._first or 0))
             left = each * (self._steps - done)
@@ -228,7 +268,10 @@ class _Clock(TrainerCallback):
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         checkpoint = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-        mark_whole(checkpoint, self._spent + time.monotonic() - self._began)
+        ranks.wait()  # each process has a part in it
+        if ranks.rank() == 0:
+            mark_whole(checkpoint, self._spent + time.monotonic() - self._began)
+        ranks.wait()
 
 
 class _Resting(TrainerCallback):

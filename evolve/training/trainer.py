@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 from evolve.errors import CandidateError
+from evolve.training import ranks
 from evolve.training.rows import IGNORED
 
 if TYPE_CHECKING:
@@ -139,7 +140,8 @@ def train(network: Any, rows: Sequence[Row], objective: Objective, settings: Set
     """Train a network in place on rows, in their order, once.
 
     Called again with the same folder after it was killed, it goes on from the last whole checkpoint, and ends
-    with the bits that an undisturbed run ends with (at one number of threads, on one kind of device).
+    with the bits that an undisturbed run ends with (at one number of threads and processes, on one kind of
+    device). In a group of processes (:mod:`evolve.training.ranks`) all call it with the same arguments.
 
     Args:
         network: A causal language model of transformers, perhaps with adapters; float32 on a CPU. Parameters
@@ -160,9 +162,10 @@ def train(network: Any, rows: Sequence[Row], objective: Objective, settings: Set
     _require_something(network, steps_of(len(rows), settings.arguments), settings)
     settings.folder.mkdir(parents=True, exist_ok=True)
     began = time.monotonic()
-    before = _seconds(settings.folder)
+    with ranks.first():
+        checkpoint = last_whole(settings.folder)
+    before = 0.0 if checkpoint is None else _seconds(checkpoint)
     trainer = make_trainer(network, rows, objective, settings, spent=before)
-    checkpoint = last_whole(settings.folder)
     if checkpoint is not None:
         logger.info("%s: goes on from step %s", settings.name, checkpoint.name.rpartition("-")[2])
     with quiet():
@@ -226,10 +229,7 @@ def count_items(rows: Sequence[Row]) -> int:
     return sum(int((row.labels[1:] != IGNORED).sum()) for row in rows)
 
 
-def _seconds(folder: Path) -> float:
-    checkpoint = last_whole(folder)
-    if checkpoint is None:
-        return 0.0
+def _seconds(checkpoint: Path) -> float:
     return float(json.loads((checkpoint / COMPLETE).read_text())["seconds"])
 
 

@@ -127,6 +127,7 @@ class Ours:
 
     folders: list[Path]
     threads: int
+    cache_gib: float
 
     def __post_init__(self) -> None:
         from evolve.stages.memo import Memo
@@ -136,7 +137,7 @@ class Ours:
         self.parents = {
             folder.name: replace(open_model(folder), content=folder.name) for folder in self.folders
         }
-        self.memo = Memo()
+        self.memo = Memo(int(self.cache_gib * (1 << 30)))
         base = self.parents["base"]
         self.engine = {name: base.tensor(name).clone() for name in base.specs}
 
@@ -267,9 +268,10 @@ def measure(
     folder.mkdir()
     folders = make_models(folder, parents, options.scale)
     size = (folders[0] / "model.safetensors").stat().st_size
-    ours = Ours(folders, options.threads)
+    ours = Ours(folders, options.threads, options.cache_gib)
     peer = None if options.no_peer else Peer(options.mergekit, folders, options.threads)
     for method in options.methods:
+        ours.memo.clear()  # each method is a search of its own
         first = ours.candidate(method, 100)
         if peer is not None:
             peer.candidate(method, 100)  # both are warm
@@ -304,7 +306,7 @@ def profile(options: argparse.Namespace, parents: int, home: Path) -> None:
     """Print where the time of a candidate goes, on one thread, by cProfile over several candidates."""
     folder = home / f"profile-{parents}"
     folder.mkdir()
-    ours = Ours(make_models(folder, parents, options.scale), 1)
+    ours = Ours(make_models(folder, parents, options.scale), 1, options.cache_gib)
     for method in options.methods:
         ours.candidate(method, 100)
         profiler = cProfile.Profile()
@@ -334,6 +336,7 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=3)
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--scale", type=float, default=1.0, help="share of the 30 layers")
+    parser.add_argument("--cache-gib", type=float, default=1.0, help="engine.cache_gib (default 1)")
     parser.add_argument("--no-peer", action="store_true", help="without mergekit")
     parser.add_argument("--no-command", action="store_true", help="without the two commands")
     parser.add_argument("--mergekit", type=Path, default=ROOT / ".venv-mergekit")

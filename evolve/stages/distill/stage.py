@@ -16,6 +16,7 @@ from evolve.stages.distill.block import DistillBlock
 from evolve.stages.distill.checks import captured_problems, depth_problems
 from evolve.stages.distill.student import made_student
 from evolve.stages.distill.teachers.dataset import DatasetTeacherBlock
+from evolve.stages.distill.teachers.vllm import VllmTeacherBlock
 from evolve.stages.distill.terms import Term
 from evolve.stages.kept import LOG, stage_key, trained
 from evolve.stages.merge.layers import layer_count
@@ -49,6 +50,11 @@ class DistillStage:
     def trains(block: StageBlock) -> bool:
         """Return True: it takes minutes and memory."""
         return True
+
+    @staticmethod
+    def spreads(block: StageBlock) -> bool:
+        """Return False where vLLM teaches: each process would start an engine of its own."""
+        return not isinstance(cast("DistillBlock", block).teacher, VllmTeacherBlock)
 
     @staticmethod
     def inputs(block: StageBlock) -> tuple[str, ...]:
@@ -228,9 +234,11 @@ def _text(block: DistillBlock) -> DataFile:
         path, content = block.dataset.path, block.dataset.content
         return DataFile(path=path, content=content or file_content(Path(path).expanduser()))
     from evolve.generate.run import generate
+    from evolve.training import ranks
     from evolve.weights.files import cache_folder
 
-    made = generate(block.generate, block.teacher, folder=cache_folder("generated"))
+    with ranks.first():  # the others find the answers there
+        made = generate(block.generate, block.teacher, folder=cache_folder("generated"))
     if made.failed:
         # A budget ends it with what there is; a server that fails must not decide what is trained on.
         raise UserError(f"{'; '.join(made.warnings)}. The same command asks for the rest")
