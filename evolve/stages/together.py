@@ -7,6 +7,7 @@ recipe afterwards as ever, and finds its stages trained.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
@@ -144,11 +145,8 @@ def main(file: str) -> int:
     _watch(job["owner"])
     torch.set_num_threads(job["threads"])
     state = PartialState(cpu=not torch.cuda.is_available(), timeout=timedelta(seconds=_PATIENCE))
-    logging.basicConfig(
-        level=logging.INFO if state.is_main_process else logging.ERROR,
-        format="%(message)s",
-        stream=sys.stderr,
-    )
+    level = logging.INFO if state.is_main_process else logging.ERROR
+    logging.basicConfig(level=level, format="%(message)s", stream=sys.stderr)
     recipe = Recipe(job["recipe"])
     try:
         parents = {name: open_model(path) for name, path in job["paths"].items()}
@@ -166,10 +164,8 @@ def _fail(file: str, kind: FailureKind, message: str) -> int:
     failed = Path(file).with_name(_FAILED)
     partial = failed.with_name(f"{_FAILED}.{os.getpid()}")
     partial.write_text(json.dumps({"kind": kind, "message": message}))
-    try:
-        os.link(partial, failed)  # the first one counts
-    except FileExistsError:
-        pass
+    with contextlib.suppress(FileExistsError):  # the first one counts
+        os.link(partial, failed)
     return 1
 
 

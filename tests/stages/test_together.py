@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
@@ -9,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -25,8 +27,6 @@ from tests.small import WORDS
 from tests.tiny import make_model
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from evolve.weights.model import Model
 
 
@@ -122,7 +122,7 @@ def test_two_processes_train_what_one_does(
 @pytest.mark.slow
 def test_a_failure_of_one_is_the_failure(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = recipe(home, adapted(home, training_args={"learning_rate": 1e30, "max_grad_norm": 0.0}))
-    with pytest.raises(CandidateError, match="is not finite|the loss is") as caught:
+    with pytest.raises(CandidateError, match="the loss is") as caught:
         trained(asked, home, tmp_path / "cache", 2, monkeypatch)
     assert caught.value.kind == "non_finite"
     assert not list((tmp_path / "cache").rglob("*.work"))
@@ -165,13 +165,12 @@ def test_a_kill_leaves_nobody_behind_and_the_same_call_goes_on(
 def marked(name: str) -> list[int]:
     """Return the processes with a mark in their environment."""
     found = []
-    for pid in filter(str.isdigit, os.listdir("/proc")):
-        try:
-            with open(f"/proc/{pid}/environ", "rb") as file:
-                if f"EVOLVE_TEST_MARK={name}".encode() in file.read():
-                    found.append(int(pid))
-        except OSError:
+    for folder in Path("/proc").iterdir():
+        if not folder.name.isdigit():
             continue
+        with contextlib.suppress(OSError):
+            if f"EVOLVE_TEST_MARK={name}".encode() in (folder / "environ").read_bytes():
+                found.append(int(folder.name))
     return found
 
 
