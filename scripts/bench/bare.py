@@ -77,9 +77,13 @@ class BareVllm:
             )
         return found
 
+    def forget(self) -> None:
+        """Empty the prefix cache: nobody may find the prompts of the one before."""
+        self._lm.model.reset_prefix_cache()
+
     def _generate(self, asked: list[tuple[Any, Any]]) -> None:
         llm = self._lm.model
-        llm.reset_prefix_cache()
+        self.forget()
         prompts, parameters = zip(*asked, strict=True)
         llm.generate(list(prompts), sampling_params=list(parameters), use_tqdm=False)
 
@@ -133,6 +137,9 @@ class BareHf:
             self._pass(self._lm.model, self._prompts)
         else:
             self._replies()
+
+    def forget(self) -> None:
+        """Do nothing: no call of the model leaves anything behind."""
 
     def shares(self) -> dict[str, float]:
         """Share of the logits of every position in a pass over whole prompts."""

@@ -195,6 +195,7 @@ def measure(kind: str, options: argparse.Namespace, folder: Path) -> tuple[list[
             scores["ours"] = found[name].value
             if number < options.peer_rounds:
                 times["unshared"].append(clocked(bare.run_unshared)[0])
+                bare.forget()
                 seconds, results = clocked(
                     lambda: simple_evaluate(peer, tasks=[name], task_manager=catalog, bootstrap_iters=0)
                 )
