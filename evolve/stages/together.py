@@ -144,6 +144,9 @@ def main(file: str) -> int:
     job: dict[str, Any] = json.loads(Path(file).read_text())
     _watch(job["owner"])
     torch.set_num_threads(job["threads"])
+    if not torch.cuda.is_available():
+        # Trainer asks accelerate again, and this is how it learns that a group of CPUs is meant.
+        os.environ["ACCELERATE_USE_CPU"] = "true"
     state = PartialState(cpu=not torch.cuda.is_available(), timeout=timedelta(seconds=_PATIENCE))
     level = logging.INFO if state.is_main_process else logging.ERROR
     logging.basicConfig(level=level, format="%(message)s", stream=sys.stderr)

@@ -170,10 +170,9 @@ class _Trainer(Trainer):
         return [{"rows": batch} for batch in batches], items
 
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
+        loss = torch.zeros((), device=self.args.device)
         if inputs["rows"]:
             loss = super().training_step(model, inputs, num_items_in_batch)
-        else:
-            loss = torch.zeros((), device=self.args.device)
         if self.accelerator.sync_gradients:
             ranks.mean_gradients(model.parameters())
         return loss

@@ -119,9 +119,8 @@ def mean_gradients(parameters: Iterable[Tensor]) -> None:
         together = torch.cat([gradient.reshape(-1) for gradient in bucket])
         dist.all_reduce(together)
         together /= count()
-        for gradient, mean in zip(
-            bucket, together.split([gradient.numel() for gradient in bucket]), strict=True
-        ):
+        means = torch.split(together, [gradient.numel() for gradient in bucket])
+        for gradient, mean in zip(bucket, means, strict=True):
             gradient.copy_(mean.view_as(gradient))
 
 

@@ -50,12 +50,16 @@ def test_a_dead_model_is_forgotten_and_its_id_means_nothing() -> None:
     assert memo.nbytes == 10
 
 
-def test_beyond_the_limit_nothing_more_is_kept() -> None:
+def test_beyond_the_limit_nothing_more_is_kept(caplog: pytest.LogCaptureFixture) -> None:
     memo, compute, one = Memo(25), Counted(10), model()
+    caplog.set_level("INFO")
     for _ in range(2):
         for name in ("a", "b", "c"):
             memo.get((name, "t"), (one,), compute)
     assert compute.calls == 4, "a and b are kept, c is computed each time"
+    assert [record.message.rpartition("; ")[2] for record in caplog.records] == [
+        "engine.cache_gib raises it"
+    ], "said once"
     assert memo.nbytes == 20
 
 
