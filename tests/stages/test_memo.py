@@ -6,6 +6,7 @@ import threading
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from evolve.stages.memo import Memo
 from evolve.weights.model import Model
