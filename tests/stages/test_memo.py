@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import threading
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import pytest
 
 from evolve.stages.memo import Memo
 from evolve.weights.model import Model
+
+if TYPE_CHECKING:
+    import pytest
 
 
 def model() -> Model:
