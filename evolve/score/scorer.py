@@ -6,6 +6,7 @@ import inspect
 import logging
 import math
 import random
+from collections import OrderedDict
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+_TOKENIZERS = 8
+"""Tokenizers whose prompts in a chat template are kept."""
 SPLITS: tuple[Split, ...] = ("search", "holdout")
 _PASSED = ("confirm_run_unsafe_code", "write_out")
 
@@ -44,8 +47,7 @@ class Scorer:
         self._config = config
         self._tasks: list[LoadedTask] = []
         self._plain: dict[tuple[str, Split], list[Any]] = {}
-        self._templated: dict[tuple[str, Split], list[Any]] = {}
-        self._tokenizer: Any = None
+        self._templated: OrderedDict[Any, dict[tuple[str, Split], list[Any]]] = OrderedDict()
         self._fingerprint = ""
         self._scorers: dict[str, ModelScorer] = {}
 
@@ -173,20 +175,31 @@ class Scorer:
         """Return lm-eval's view of each task, with prompts in the model's chat template where asked for."""
         requests = self._plain
         if self._config.apply_chat_template:
-            tokenizer = getattr(lm, "tokenizer", None)
-            if tokenizer is None or tokenizer is not self._tokenizer:
-                self._templated, self._tokenizer = {}, tokenizer
+            requests = self._in_template(lm)
             for loaded in self._tasks:
                 key = (loaded.config.task, split)
-                if key not in self._templated:
-                    self._templated[key] = build_requests(loaded, loaded.sets[split], self._config, lm)
-            requests = self._templated
+                if key not in requests:
+                    requests[key] = build_requests(loaded, loaded.sets[split], self._config, lm)
         return {
             loaded.config.task: SplitTask(
                 loaded.task, loaded.sets[split], requests[loaded.config.task, split]
             )
             for loaded in self._tasks
         }
+
+    def _in_template(self, lm: Any) -> dict[tuple[str, Split], list[Any]]:
+        """Return the prompts that were made for the tokenizer of a model, which may be none yet.
+
+        Engines know a tokenizer by its files: each restart, as for another depth, makes a new object of it.
+        """
+        key = getattr(lm, "tokenizer_key", "") or getattr(lm, "tokenizer", None)
+        if key is None:
+            return {}
+        found = self._templated.setdefault(key, {})
+        self._templated.move_to_end(key)
+        while len(self._templated) > _TOKENIZERS:
+            self._templated.popitem(last=False)
+        return found
 
     def _seed(self) -> None:
         """Seed what sampling engines draw from: a score must not depend on the candidate before."""

@@ -27,7 +27,7 @@ from evolve.score.engines.fit import (
     side_key,
     write_side_files,
 )
-from evolve.score.engines.tokens import Memo
+from evolve.score.engines.tokens import Memos
 from evolve.score.engines.vllm_classes import give_classes_back
 from evolve.score.engines.vllm_rows import only_asked
 
@@ -109,7 +109,7 @@ class VllmEngine:
         self._asleep = False
         self._home = tempfile.TemporaryDirectory(prefix="evolve-engine-", ignore_cleanup_errors=True)
         self.starts = 0
-        self._memos: dict[str, Memo] = {}
+        self._memos = Memos()
         self._model: Model | None = None
 
     @property
@@ -256,7 +256,7 @@ class VllmEngine:
                 raise as_candidate_error(error, "engine") from error
             raise
         lm.call_seed = self._config.seed
-        lm.memo = self._memos.setdefault(side_key(side_files(model)), Memo())
+        lm.memo = self._memos.of(side_key(side_files(model)))
         if self._config.engine_args.keys().isdisjoint(_SEVERAL_WORKERS):
             lm.model.collective_rpc(only_asked)
         self._running = lm
