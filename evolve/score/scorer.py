@@ -16,7 +16,7 @@ from evolve.score.groups import gathered
 from evolve.score.items import item_key
 from evolve.score.metrics import chance_of, item_values, standard_error
 from evolve.score.requests import SplitTask, build_requests, parts_of, remember_texts
-from evolve.score.scorers.base import make_scorers
+from evolve.score.scorers.base import HoldsTexts, make_scorers
 from evolve.score.tasks import LoadedTask, load_tasks, sizes
 from evolve.types import Items, Split, TaskScore, content_hash
 
@@ -128,6 +128,27 @@ class Scorer:
             self._seed()
             found[name] = scorer.score(engine, split)
         return found
+
+    def rehearse(self, engine: Engine, split: Split) -> None:
+        """Make prompts, tokens and plans for the model that ``engine`` holds, with no pass of it.
+
+        A first score then takes the time of any other. An engine that cannot do it alone is left as it is.
+        """
+        self.prepare()
+        lm = engine.lm
+        if not hasattr(lm, "rehearses"):
+            return
+        lm.rehearses = True
+        try:
+            if self._tasks:
+                self._score_tasks(engine, split, ())
+            for scorer in self._scorers.values():
+                if isinstance(scorer, HoldsTexts):
+                    lm.text_likelihoods([item.doc for item in scorer.texts[split]])
+        except Exception:  # the answers mean nothing, and a metric may say so
+            logger.debug("a rehearsal ended early", exc_info=True)
+        finally:
+            lm.rehearses = False
 
     def _score_tasks(self, engine: Engine, split: Split, items: Items) -> dict[str, TaskScore]:
         from lm_eval.evaluator import evaluate

@@ -12,6 +12,7 @@ from evolve.engine.base import EvaluatorSpec
 from evolve.engine.inline import InlinePool
 from evolve.registry import ENGINES
 from evolve.score.engines.fit import as_candidate_error, died
+from evolve.score.scorer import Scorer
 from evolve.types import Failed, Job, Parent, Recipe, Scored
 from tests.score.local_tasks import CHOICE, KnownModel, choice_docs, config, write_task
 from tests.tiny import make_model
@@ -108,6 +109,24 @@ def test_what_is_the_candidates_fault_is_not_tried_again(home: Path) -> None:
     outcome, attempts = evaluated(home)
     assert isinstance(outcome, Failed) and not outcome.retryable
     assert attempts == 1
+
+
+def test_eval_makes_requests_ready_before_it_takes_the_time(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[tuple[str, str]] = []
+    real = Scorer.score
+
+    def score(self: Scorer, engine: Any, split: Any, items: Any = ()) -> Any:
+        calls.append(("score", split))
+        return real(self, engine, split, items)
+
+    monkeypatch.setattr(Scorer, "score", score)
+    monkeypatch.setattr(Scorer, "rehearse", lambda self, engine, split: calls.append(("ready", split)))
+    models = [parent(home, name) for name in ("one", "two")]
+    score_models(models, settings(home), ("search", "holdout"), threads=1)
+    both = [("score", "search"), ("score", "holdout")]
+    assert calls == [("ready", "search"), both[0], ("ready", "holdout"), both[1], *both]
 
 
 def test_an_engine_that_dies_on_a_load_is_told_apart(home: Path) -> None:

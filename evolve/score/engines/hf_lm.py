@@ -192,11 +192,16 @@ class SharesPrefixes(RemembersTokens):
         )
         return tuple(tensor.clone() for tensor in made)
 
+    def _model_generate(self, context: Any, *args: Any, **more: Any) -> Any:
+        return context if self.rehearses else super()._model_generate(context, *args, **more)
+
     def _loglikelihood_tokens(self, requests: Any, disable_tqdm: bool = True, **more: Any) -> Any:
         if self.backend != "causal":
             return super()._loglikelihood_tokens(requests, disable_tqdm=True, **more)
         asked = [self._asked(context, continuation) for _, context, continuation in requests]
         plan = self._plan(asked, share=self._shares(asked))
+        if self.rehearses:
+            return [(0.0, False)] * plan.requests
         logger.info("%s", plan)
         return self.answers(plan)
 

@@ -89,6 +89,8 @@ class RemembersTokens(Base):
     """
 
     memo: Memo
+    rehearses = False
+    """Whether requests are only made ready: texts become tokens and plans, and every answer is 0 or empty."""
 
     @property
     def tokenizer_key(self) -> str:

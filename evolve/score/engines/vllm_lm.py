@@ -14,6 +14,7 @@ from __future__ import annotations
 import importlib
 import importlib.metadata
 from functools import cache
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from evolve.score.engines.choose import vllm_version
@@ -152,6 +153,8 @@ class SharesPrefixes(RemembersTokens):
 
     def _loglikelihood_tokens(self, requests: Any, disable_tqdm: bool = True, **more: Any) -> Any:
         plan = self._plan(requests)
+        if self.rehearses:
+            return [(0.0, False)] * len(requests)
         # The same call gives the same numbers whatever was asked before it.
         self.model.reset_prefix_cache()
         answers: list[Any] = [None] * len(requests)
@@ -180,6 +183,8 @@ class SharesPrefixes(RemembersTokens):
     def _model_generate(self, requests: Any, generate: bool = False, sampling_params: Any = None) -> Any:
         from vllm import TokensPrompt
 
+        if self.rehearses:
+            return [SimpleNamespace(outputs=[SimpleNamespace(text="")]) for _ in requests]
         prompts = [TokensPrompt(prompt_token_ids=tokens) for tokens in requests]
         return self._run(prompts, sampling_params)
 
