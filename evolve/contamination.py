@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
-from evolve.errors import Problem, UserError
-
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from evolve.config.load import Loaded
-    from evolve.score.overlap import Index, Overlap, Place
+    from evolve.errors import Problem
+    from evolve.score.overlap import Index, Overlap, Place, Template
+    from evolve.score.scorers.base import ModelScorer
     from evolve.score.tasks import LoadedTask
 
 
@@ -28,19 +28,24 @@ class Found(NamedTuple):
     overlaps: tuple[Overlap, ...]
 
 
-def check(loaded: Loaded, tasks: Sequence[LoadedTask]) -> Found:
+def check(loaded: Loaded, tasks: Sequence[LoadedTask], scorers: Mapping[str, ModelScorer]) -> Found:
     """Compare search with holdout items, and both with every data file that a stage of the config names.
+
+    The texts of scorers are held against the data files alone: they are pieces of one text, which may well
+    repeat itself.
 
     Args:
         loaded: The config.
         tasks: Its tasks, items drawn.
+        scorers: Its scorers by name.
     """
     score = loaded.config.score
-    if score is None or not tasks:
+    index = index_of(tasks, scorers)
+    if score is None or not index:
         return Found([], (), ())
-    index = index_of(tasks)
-    problems, warnings = [], []
-    for task, message in _sharing(index):
+    problems = []
+    warnings = [_without(template) for template in index.templates]
+    for task, message in _sharing(index, {loaded.entry for loaded in tasks}):
         place = next(number for number, entry in enumerate(score.tasks) if entry.task == task)
         if score.shared_text == "error":
             mend = "take the doubles out of the data, or set score.shared_text: report"
@@ -49,27 +54,35 @@ def check(loaded: Loaded, tasks: Sequence[LoadedTask]) -> Found:
             warnings.append(message)
     overlaps = index.overlaps(corpora(loaded))
     warnings += [sentence(one) for one in overlaps if one.shared]
+    warnings += dict.fromkeys(unread(one) for one in overlaps if one.unread)
     return Found(problems, tuple(warnings), tuple(overlaps))
 
 
-def index_of(tasks: Iterable[LoadedTask]) -> Index:
-    """Return the runs of words of all items of some tasks."""
+def index_of(tasks: Iterable[LoadedTask], scorers: Mapping[str, ModelScorer]) -> Index:
+    """Return the runs of words of all items of some tasks, and of the texts of some scorers."""
     from evolve.score.overlap import Index, Place, item_text
+    from evolve.score.scorers.base import HoldsTexts
 
-    return Index(
-        {
-            Place(loaded.entry, split, f"{loaded.prefix}{item.key}"): item_text(loaded.task, item.doc)
-            for loaded in tasks
-            for split, items in loaded.sets.items()
-            for item in items
-        }
-    )
+    texts = {
+        Place(loaded.entry, split, f"{loaded.prefix}{item.key}"): item_text(loaded.task, item.doc)
+        for loaded in tasks
+        for split, items in loaded.sets.items()
+        for item in items
+    }
+    texts |= {
+        Place(name, split, item.key): item.doc
+        for name, scorer in scorers.items()
+        if isinstance(scorer, HoldsTexts)
+        for split, items in scorer.texts.items()
+        for item in items
+    }
+    return Index(texts)
 
 
 def corpora(loaded: Loaded) -> Iterator[tuple[str, Iterable[str]]]:
-    """Yield the data files that the stages name, each once: its path, and its documents.
+    """Yield the data files and folders that the stages name, each once: its path, and its documents.
 
-    A file that cannot be read is left to the stage that wants it.
+    The documents of what cannot be read raise UserError or OSError.
     """
     from evolve.config.files import files
     from evolve.config.values import ItemsFile
@@ -88,24 +101,34 @@ def sentence(overlap: Overlap) -> str:
     )
 
 
+def unread(overlap: Overlap) -> str:
+    """Return that a text could not be read, as a sentence."""
+    return (
+        f"{overlap.corpus} could not be read to its end, so nobody knows what items share with the rest: "
+        f"{overlap.unread}"
+    )
+
+
 def _documents(path: str) -> Iterator[str]:
-    """Yield the texts of a file: of a conversation, all its turns as one."""
-    from evolve.conversations import read_conversations
-    from evolve.statistics.corpus import texts
+    """Yield the texts of a file or folder: of a conversation, all its turns as one."""
+    from evolve.conversations import said
+    from evolve.training.documents import Documents
 
-    try:
-        if path.lower().endswith((".jsonl", ".ndjson")):
-            for one in read_conversations(path, answered=False):
-                yield "\n".join(message.content for message in one.messages)
-        else:
-            yield from texts(path)
-    except (UserError, OSError):
-        return
+    found = Documents(path, read=said)
+    yield from found.texts(range(len(found)))
 
 
-def _sharing(index: Index) -> Iterator[tuple[str, str]]:
+def _without(template: Template) -> str:
+    """Return what was not compared, as a sentence."""
+    return (
+        f"words that more than a quarter of the items of {template.task} have in common are its template, "
+        f'and are not compared: "{template.words}" stands in {template.holding} of {template.items}'
+    )
+
+
+def _sharing(index: Index, tasks: set[str]) -> Iterator[tuple[str, str]]:
     by_task: dict[str, list[tuple[Place, Place]]] = {}
-    for search, held in index.sharing().items():
+    for search, held in index.sharing(tasks).items():
         by_task.setdefault(search.task, []).append((search, held))
     for task, pairs in by_task.items():
         search, held = pairs[0]

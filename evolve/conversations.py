@@ -126,6 +126,27 @@ def read_conversations(path: Path | str, *, answered: bool = True) -> Iterator[C
         raise UserError(f"{path} cannot be read: {error.strerror or error}") from error
 
 
+def said(row: Any) -> str:
+    """Return all that is said and thought in one JSON value of any of the formats, as one text.
+
+    Stages that read plain text take its ``text``, whatever format the rest of it is, so that is in it, too.
+
+    Raises:
+        ValueError: It is none of the formats.
+    """
+    plain = row.get("text") if isinstance(row, dict) else None
+    parts: list[str | None] = [plain] if isinstance(plain, str) else []
+    try:
+        messages, _, used = _messages(row)
+    except _Wrong as error:
+        if not parts:
+            raise ValueError(str(error)) from error
+    else:
+        if "text" not in used:
+            parts += [part for one in messages for part in (one.reasoning, one.content)]
+    return "\n".join(part for part in parts if part)
+
+
 def write_conversations(path: Path, conversations: Iterable[Conversation]) -> str:
     """Write conversations, one a line, and return ``sha256:...`` of the file.
 

@@ -10,6 +10,7 @@ import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, NamedTuple
 
 from evolve import contamination
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from evolve.config.load import Loaded
     from evolve.config.schema import ScoreConfig, SearchConfig
     from evolve.score.overlap import Overlap
+    from evolve.score.scorers.base import ModelScorer
     from evolve.score.tasks import LoadedTask
     from evolve.types import Parent
     from evolve.weights.model import Model
@@ -115,7 +117,7 @@ def check(loaded: Loaded, *, runs: Path = Path("runs")) -> Checked:
     if problems:
         raise ConfigError(problems)
     facts = _facts(loaded, models, scored.items, runs)
-    shared = contamination.check(loaded, scored.tasks)
+    shared = contamination.check(loaded, scored.tasks, scored.scorers)
     problems = [*_resources(loaded, facts, runs), *shared.problems]
     if problems:
         raise ConfigError(problems)
@@ -157,12 +159,12 @@ def stage_problems(loaded: Loaded, models: Mapping[str, Model]) -> list[Problem]
 
 
 class _Scored(NamedTuple):
-    """Tasks, the items of each task and scorer on both splits, what is wrong with them, names of scorers."""
+    """Tasks, the items of each task and scorer on both splits, what is wrong with them, scorers by name."""
 
     tasks: list[LoadedTask]
     items: dict[str, tuple[int, int]]
     problems: list[Problem]
-    scorers: tuple[str, ...] = ()
+    scorers: Mapping[str, ModelScorer] = MappingProxyType({})
 
 
 def _search_problems(loaded: Loaded, scored: _Scored) -> list[Problem]:
@@ -172,7 +174,7 @@ def _search_problems(loaded: Loaded, scored: _Scored) -> list[Problem]:
     config = loaded.config
     found = sampler_problems(config.search, derive(loaded).genes)
     if config.score is not None:
-        found += part_problems(config.search, config.score, scored.tasks, scored.scorers)
+        found += part_problems(config.search, config.score, scored.tasks, tuple(scored.scorers))
     return [loaded.problem(path, message) for path, message in found]
 
 
@@ -185,7 +187,7 @@ def _tasks(loaded: Loaded, score: ScoreConfig) -> _Scored:
     items = {name: (found["search"], found["holdout"]) for name, found in sizes(tasks).items()}
     items |= {name: (one.sizes["search"], one.sizes["holdout"]) for name, one in scorers.items()}
     problems = [loaded.problem(("score", *path), message) for path, message in [*found, *wrong]]
-    return _Scored(tasks, items, problems, tuple(scorers))
+    return _Scored(tasks, items, problems, scorers)
 
 
 def _facts(

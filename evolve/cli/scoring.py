@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import sys
 import time
 from typing import TYPE_CHECKING
 
-from evolve.errors import CandidateError
+from evolve.errors import CandidateError, UserError
 from evolve.types import Failed, Scored
 
 if TYPE_CHECKING:
@@ -18,6 +19,9 @@ if TYPE_CHECKING:
     from evolve.score.engines.base import Engine
     from evolve.score.scorer import Scorer
     from evolve.types import Outcome, Parent, Split
+    from evolve.weights.model import Model
+
+logger = logging.getLogger(__name__)
 
 
 def score_models(
@@ -34,7 +38,6 @@ def score_models(
     Returns:
         ``(name of the model, split)`` to what came out of it.
     """
-    from evolve.registry import ENGINES
     from evolve.score.engines.choose import choose_backend
     from evolve.score.scorer import Scorer
     from evolve.weights.reader import open_model
@@ -42,41 +45,85 @@ def score_models(
     score = score.model_copy(update={"backend": choose_backend(score)})
     models = [(parent.name, open_model(parent.path)) for parent in parents]
     outcomes: dict[tuple[str, Split], Outcome] = {}
-    engine: Engine | None = None
     with _stdout_for_results():
         scorer = Scorer(score)
         scorer.prepare()
-        try:
+        with contextlib.closing(_Bench(score, scorer, threads)) as bench:
             for name, model in models:
-                began = time.perf_counter()
-                try:
-                    if engine is None:
-                        engine = ENGINES.load(score.backend)(score, model, threads)
-                    else:
-                        engine.load(model)
-                except CandidateError as error:
-                    outcomes |= {(name, split): Failed(error.kind, str(error)) for split in splits}
-                    continue
-                loaded = time.perf_counter() - began
-                for split in splits:
-                    outcomes[name, split] = _score(scorer, engine, score, split, loaded)
-        finally:
-            if engine is not None:
-                engine.close()
+                outcomes |= {(name, split): bench.score(model, split) for split in splits}
     return outcomes
 
 
-def _score(scorer: Scorer, engine: Engine, score: ScoreConfig, split: Split, loaded: float) -> Outcome:
-    from evolve.score.objective import objective
+class _Bench:
+    """One engine for all models. It is opened again where it broke."""
 
-    began = time.perf_counter()
-    try:
-        tasks = scorer.score(engine, split)
-        value, stderr = objective(tasks, score)
-    except CandidateError as error:
-        return Failed(error.kind, str(error))
-    seconds = time.perf_counter() - began
-    return Scored(value, stderr, tasks, {"load": loaded, "score": seconds, "total": loaded + seconds})
+    def __init__(self, score: ScoreConfig, scorer: Scorer, threads: int) -> None:
+        self._config = score
+        self._scorer = scorer
+        self._threads = threads
+        self._engine: Engine | None = None
+        self._held: Model | None = None
+        self._loaded = 0.0
+        self._rehearsed: set[tuple[str, Split]] = set()
+
+    def score(self, model: Model, split: Split) -> Outcome:
+        """Score a model, once more where the engine died on it."""
+        outcome = self._try(model, split)
+        if isinstance(outcome, Failed) and outcome.retryable:
+            logger.warning("%s; once more", outcome.message)
+            outcome = self._try(model, split)
+        return outcome
+
+    def close(self) -> None:
+        """Stop the engine."""
+        engine, self._engine, self._held = self._engine, None, None
+        if engine is not None:
+            with contextlib.suppress(Exception):
+                engine.close()
+
+    def _try(self, model: Model, split: Split) -> Outcome:
+        from evolve.score.engines.fit import as_candidate_error
+
+        try:
+            return self._score(self._hold(model), split)
+        except CandidateError as error:
+            return Failed(error.kind, str(error), error.retryable)
+        except UserError:
+            raise
+        except Exception as error:  # of one model: the others are still scored
+            logger.warning("the engine is closed after an error", exc_info=True)
+            self.close()
+            failure = as_candidate_error(error, "score")
+            return Failed(failure.kind, str(failure), failure.retryable)
+
+    def _hold(self, model: Model) -> Engine:
+        """Return the engine with a model in it."""
+        from evolve.registry import ENGINES
+
+        if self._engine is None or self._held is not model:
+            began = time.perf_counter()
+            self._held = None
+            if self._engine is None:
+                self._engine = ENGINES.load(self._config.backend)(self._config, model, self._threads)
+            else:
+                self._engine.load(model)
+            self._held, self._loaded = model, time.perf_counter() - began
+        return self._engine
+
+    def _score(self, engine: Engine, split: Split) -> Scored:
+        from evolve.score.objective import objective
+
+        # The speed of a model is that of its passes, not of who came first with its tokenizer.
+        key = (getattr(engine.lm, "tokenizer_key", ""), split)
+        if key not in self._rehearsed:
+            self._scorer.rehearse(engine, split)
+            self._rehearsed.add(key)
+        began = time.perf_counter()
+        tasks = self._scorer.score(engine, split)
+        value, stderr = objective(tasks, self._config)
+        seconds = time.perf_counter() - began
+        spent = {"load": self._loaded, "score": seconds, "total": self._loaded + seconds}
+        return Scored(value, stderr, tasks, spent)
 
 
 @contextlib.contextmanager

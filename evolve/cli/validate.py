@@ -12,6 +12,7 @@ from evolve.cli.output import print_json, print_table
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from evolve.score.overlap import Overlap
     from evolve.validation import Checked
 
 
@@ -51,7 +52,7 @@ def _rows(checked: Checked) -> list[tuple[str, str]]:
     rows += [
         (
             f"overlap with {one.corpus}",
-            f"{one.shared} of {one.items} {one.split} items of {one.task} (too short to seek: {one.short})",
+            _overlap(one),
         )
         for one in checked.overlaps
     ]
@@ -70,6 +71,11 @@ def _rows(checked: Checked) -> list[tuple[str, str]]:
             "by the sizes of model and tasks",
         ),
     ]
+
+
+def _overlap(one: Overlap) -> str:
+    found = f"{one.shared} of {one.items} {one.split} items of {one.task} (too short to seek: {one.short})"
+    return f"at least {found}: it could not be read to its end" if one.unread else found
 
 
 def _json(checked: Checked) -> dict[str, object]:

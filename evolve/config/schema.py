@@ -203,8 +203,8 @@ class RacingConfig(Block):
     """Largest expected share of settled candidates that are on the wrong side of the selected half; and the
     probability of beating the best below which the leader of a generation is asked no more."""
     order: Literal["random", "discriminative"] = "random"
-    """``random``: a seeded order. ``discriminative``: items on which the parents differ come first; scores
-    stay unbiased."""
+    """``random``: a seeded order. ``discriminative``: items on which the parents differ are three times as
+    dense at its front, and count less each; scores stay unbiased."""
 
 
 class ItemsGrowthConfig(Block):

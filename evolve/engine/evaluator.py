@@ -94,6 +94,8 @@ class Evaluator:
         return replace(outcome, seconds=clock.report(), log=handler.text() + outcome.log)
 
     def _attempt(self, job: Job, clock: _Clock) -> Outcome:
+        from evolve.score.engines.fit import died
+
         phase: FailureKind = "engine"
         try:
             self.start()
@@ -108,7 +110,8 @@ class Evaluator:
             with clock.phase("score"):
                 return self._score(job)
         except CandidateError as error:
-            if error.kind == "timeout":  # it rang anywhere, also in the middle of a swap
+            # A timeout rings anywhere, also in the middle of a swap; a second try gets a fresh engine.
+            if error.kind == "timeout" or error.retryable:
                 self.reset()
             return Failed(error.kind, str(error), error.retryable, log=traceback.format_exc())
         except Exception as error:
@@ -116,7 +119,7 @@ class Evaluator:
             if phase != "build":  # nobody knows what state the engine is in
                 self.reset()
             message = f"{type(error).__name__}: {error}".strip()
-            return Failed(kind, message, log=traceback.format_exc())
+            return Failed(kind, message, died(error), log=traceback.format_exc())
 
     def _build(self, job: Job, clock: _Clock) -> Model:
         """Return the candidate; the time that the engine waits for its tensors counts as ``build``."""

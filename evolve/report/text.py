@@ -8,7 +8,7 @@ from evolve.report import layers, numbers, sources, switched, trade, variants
 from evolve.types import Failed
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Collection, Mapping
 
     from rich.console import RenderableType
 
@@ -121,15 +121,19 @@ def _cautions(summary: Summary) -> list[tuple[str, str]]:
     return found + [("overlap", line) for line in _overlaps(summary.overlaps)]
 
 
-def _overlaps(overlaps: Iterable[Mapping[str, Any]]) -> list[str]:
-    """Return a line for each overlap that there is, and one for all texts with which nothing is shared."""
-    found, free = [], []
+def _overlaps(overlaps: Collection[Mapping[str, Any]]) -> list[str]:
+    """Return a line for each overlap, for each text that could not be read, and for all others."""
+    found: list[str] = []
+    dirty: set[str] = set()
+    unread: dict[str, str] = {}
     for one in overlaps:
         if one["shared"]:
             found.append(describe(one))
-        else:
-            free.append(str(one["corpus"]))
-    clean = [corpus for corpus in dict.fromkeys(free) if not any(corpus in line for line in found)]
+            dirty.add(one["corpus"])
+        if one.get("unread"):
+            unread[one["corpus"]] = one["unread"]
+    found += [f"{corpus} could not be read to its end: {why}" for corpus, why in unread.items()]
+    clean = dict.fromkeys(one["corpus"] for one in overlaps if one["corpus"] not in dirty | unread.keys())
     if clean:
         found.append(f"no item shares text with {', '.join(clean)}")
     return found

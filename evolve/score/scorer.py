@@ -6,6 +6,7 @@ import inspect
 import logging
 import math
 import random
+from collections import OrderedDict
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from evolve.score.groups import gathered
 from evolve.score.items import item_key
 from evolve.score.metrics import chance_of, item_values, standard_error
 from evolve.score.requests import SplitTask, build_requests, parts_of, remember_texts
-from evolve.score.scorers.base import make_scorers
+from evolve.score.scorers.base import HoldsTexts, make_scorers
 from evolve.score.tasks import LoadedTask, load_tasks, sizes
 from evolve.types import Items, Split, TaskScore, content_hash
 
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+_TOKENIZERS = 8
+"""Tokenizers whose prompts in a chat template are kept."""
 SPLITS: tuple[Split, ...] = ("search", "holdout")
 _PASSED = ("confirm_run_unsafe_code", "write_out")
 
@@ -44,8 +47,7 @@ class Scorer:
         self._config = config
         self._tasks: list[LoadedTask] = []
         self._plain: dict[tuple[str, Split], list[Any]] = {}
-        self._templated: dict[tuple[str, Split], list[Any]] = {}
-        self._tokenizer: Any = None
+        self._templated: OrderedDict[Any, dict[tuple[str, Split], list[Any]]] = OrderedDict()
         self._fingerprint = ""
         self._scorers: dict[str, ModelScorer] = {}
 
@@ -127,6 +129,27 @@ class Scorer:
             found[name] = scorer.score(engine, split)
         return found
 
+    def rehearse(self, engine: Engine, split: Split) -> None:
+        """Make prompts, tokens and plans for the model that ``engine`` holds, with no pass of it.
+
+        A first score then takes the time of any other. An engine that cannot do it alone is left as it is.
+        """
+        self.prepare()
+        lm = engine.lm
+        if not hasattr(lm, "rehearses"):
+            return
+        lm.rehearses = True
+        try:
+            if self._tasks:
+                self._score_tasks(engine, split, ())
+            for scorer in self._scorers.values():
+                if isinstance(scorer, HoldsTexts):
+                    lm.text_likelihoods([item.doc for item in scorer.texts[split]])
+        except Exception:  # the answers mean nothing, and a metric may say so
+            logger.debug("a rehearsal ended early", exc_info=True)
+        finally:
+            lm.rehearses = False
+
     def _score_tasks(self, engine: Engine, split: Split, items: Items) -> dict[str, TaskScore]:
         from lm_eval.evaluator import evaluate
 
@@ -173,20 +196,31 @@ class Scorer:
         """Return lm-eval's view of each task, with prompts in the model's chat template where asked for."""
         requests = self._plain
         if self._config.apply_chat_template:
-            tokenizer = getattr(lm, "tokenizer", None)
-            if tokenizer is None or tokenizer is not self._tokenizer:
-                self._templated, self._tokenizer = {}, tokenizer
+            requests = self._in_template(lm)
             for loaded in self._tasks:
                 key = (loaded.config.task, split)
-                if key not in self._templated:
-                    self._templated[key] = build_requests(loaded, loaded.sets[split], self._config, lm)
-            requests = self._templated
+                if key not in requests:
+                    requests[key] = build_requests(loaded, loaded.sets[split], self._config, lm)
         return {
             loaded.config.task: SplitTask(
                 loaded.task, loaded.sets[split], requests[loaded.config.task, split]
             )
             for loaded in self._tasks
         }
+
+    def _in_template(self, lm: Any) -> dict[tuple[str, Split], list[Any]]:
+        """Return the prompts that were made for the tokenizer of a model, which may be none yet.
+
+        Engines know a tokenizer by its files: each restart, as for another depth, makes a new object of it.
+        """
+        key = getattr(lm, "tokenizer_key", "") or getattr(lm, "tokenizer", None)
+        if key is None:
+            return {}
+        found = self._templated.setdefault(key, {})
+        self._templated.move_to_end(key)
+        while len(self._templated) > _TOKENIZERS:
+            self._templated.popitem(last=False)
+        return found
 
     def _seed(self) -> None:
         """Seed what sampling engines draw from: a score must not depend on the candidate before."""

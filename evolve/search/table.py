@@ -36,7 +36,7 @@ class Table:
         parents: Outcomes of the baselines on all items: they say which items there are.
         config: Tasks and weights.
         seed: Seed of the order of the items.
-        discriminative: Whether items on which the baselines differ come first.
+        discriminative: Whether items on which the baselines differ are asked more densely at the front.
 
     Raises:
         RunError: The baselines were not scored on the same items.
@@ -100,7 +100,7 @@ class Table:
             items = {key: float(row[self._place[name, key]]) for key in task.items}
             value = math.fsum(items.values()) / len(items)
             error = standard_error(list(items.values()))
-            tasks[name] = TaskScore(task.metric, value, error, task.higher_is_better, items)
+            tasks[name] = TaskScore(task.metric, value, error, task.higher_is_better, items, task.chance)
         return Scored(*objective(tasks, self._config), tasks, self._seconds.get(recipe, {}))
 
     def _row(self, tasks: Mapping[str, TaskScore]) -> Array:

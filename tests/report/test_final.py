@@ -215,6 +215,15 @@ def test_shared_text_is_in_the_report(material):
     assert to_json(summary)["overlaps"][0]["shared"] == 3
 
 
+def test_a_text_that_could_not_be_read_is_not_listed_as_clean(material):
+    one = {"task": "tiny_choice", "split": "holdout", "items": 20, "shared": 0, "short": 0, "keys": []}
+    broken = {**one, "corpus": "broken.jsonl", "unread": "line 3 is no text"}
+    state = {**material.state, "overlaps": [broken, {**one, "corpus": "clean.txt", "unread": ""}]}
+    lines = printed(summarise(replace(material, state=state), "x"))
+    assert any("broken.jsonl could not be read to its end: line 3 is no text" in line for line in lines)
+    assert any(line.rstrip().endswith("no item shares text with clean.txt") for line in lines)
+
+
 def test_the_verb_best_lists_the_winner_first(material):
     from evolve.cli.best import _winner_first
 

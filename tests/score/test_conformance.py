@@ -10,6 +10,7 @@ import pytest
 
 from evolve.registry import ENGINES
 from evolve.score.engines.choose import vllm_version
+from evolve.score.engines.tokens import Memo
 from evolve.score.items import item_key
 from evolve.score.scorer import Scorer
 from evolve.weights.reader import open_model
@@ -206,3 +207,33 @@ def test_tokens_are_made_once(home: Path, engine: Engine, monkeypatch: pytest.Mo
     for name in ("__call__", "encode"):
         monkeypatch.setattr(tokenizer, name, refusing(getattr(tokenizer, name)))
     scorer.score(engine, "search")
+
+
+@pytest.mark.usefixtures("at_home")
+def test_after_a_rehearsal_only_passes_are_left(
+    home: Path, engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing is computed before, nothing is made afterwards, and the scores are the same."""
+    kinds = {name: KINDS[name] for name in ("choice", "generate", "rolling")}
+    wanted = scorer_of(home, kinds).score(engine, "search")
+    lm = engine.lm
+    monkeypatch.setattr(lm, "memo", Memo("fresh"))
+
+    passes: list[Any] = []
+
+    def refuse(*given: Any, **_: Any) -> Any:
+        passes.append(given)
+        raise AssertionError("a pass")
+
+    scorer = scorer_of(home, kinds)
+    name = "_run" if hasattr(lm, "_run") else "answers"
+    with monkeypatch.context() as patch:
+        patch.setattr(lm, name, refuse)
+        if name == "answers":
+            patch.setattr(lm.model, "generate", refuse)
+        scorer.rehearse(engine, "search")
+    made = lm.memo._found.keys(), lm.memo.plans.keys()
+    before = [set(keys) for keys in made]
+    assert not passes and all(before) and not lm.rehearses
+    assert scorer.score(engine, "search") == wanted
+    assert [set(keys) for keys in made] == before

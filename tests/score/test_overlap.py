@@ -5,13 +5,15 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from evolve.errors import UserError
 from evolve.score.overlap import RUN, SHORTEST, TEMPLATE, Index, Place
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
 WORDS = [f"w{i}" for i in range(60)]
 
@@ -76,9 +78,49 @@ def test_templates_do_not_count() -> None:
     frame = " ".join(WORDS[:20])
     items = {place(n): f"{frame} question {n}" for n in range(TEMPLATE + 1)}
     items |= {place(n, "holdout"): f"{frame} question {n}" for n in range(100, 103)}
-    assert Index(items).sharing() == {}
+    index = Index(items)
+    assert index.sharing() == {}
+    [template] = index.templates
+    assert (template.task, template.holding, template.items) == ("t", 14, 14)
+    assert template.words in frame and len(template.words.split()) == RUN
     few = {key: text for key, text in items.items() if key.key in ("000", "100")}
     assert Index(few).sharing() == {place(0): place(100, "holdout")}
+
+
+@pytest.mark.parametrize(("others", "template"), [(33, True), (36, False), (200, False)])
+def test_a_dozen_questions_on_one_passage_are_no_template(others: int, template: bool) -> None:
+    """Twelve of 45 items are more than a quarter, twelve of 48 are not."""
+    passage = " ".join(WORDS[:20])
+    items = {place(n): f"{passage} {n}" for n in range(6)}
+    items |= {place(n, "holdout"): f"{passage} {n}" for n in range(6, 12)}
+    items |= {place(100 + n): f"own {n} words" for n in range(others)}
+    index = Index(items)
+    assert len(index.sharing()) == (0 if template else 6)
+    assert bool(index.templates) is template
+
+
+def test_each_task_of_a_group_has_its_own_template() -> None:
+    """A template of one of ten tasks stands in a tenth of the group's items."""
+    frames = [" ".join(f"f{task}w{n}" for n in range(20)) for task in range(10)]
+    items = {
+        Place("group", "search" if n % 2 else "holdout", f"part{task}/{n:03d}"): f"{frame} question {n}"
+        for task, frame in enumerate(frames)
+        for n in range(12)
+    }
+    index = Index(items)
+    assert index.sharing() == {}
+    assert {one.task for one in index.templates} == {f"group/part{task}" for task in range(10)}
+
+
+def test_a_text_that_breaks_off_is_not_clean() -> None:
+    def documents() -> Iterator[str]:
+        yield "five words are just enough"
+        raise UserError("line 2 is broken")
+
+    items = {place(0): "five words are just enough", place(1): "another five words of text"}
+    broken, whole = Index(items).overlaps([("broken", documents()), ("whole", ["nothing of it here at all"])])
+    assert (broken.shared, broken.unread) == (1, "line 2 is broken")
+    assert (whole.shared, whole.unread) == (0, "")
 
 
 def test_short_items_are_counted_as_not_sought() -> None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from evolve.errors import CandidateError, TaskError
+from evolve.score import scorer as module
 from evolve.score.items import item_key
 from evolve.score.scorer import Scorer, no_means
 from evolve.score.tasks import load_tasks
@@ -212,6 +213,36 @@ def test_chat_template_follows_the_tokenizer(folder: Path) -> None:
         scorer.score(Holder(model), "search")
         assert all(prompt.startswith(f"{mark}system:Be brief.") for prompt in model.prompts)
         assert all(f"{mark}user:What comes after" in prompt for prompt in model.prompts)
+
+
+def test_alternating_tokenizers_get_their_prompts_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As engines do: each restart makes new objects, and the key tells which tokenizer it is."""
+
+    class Chatty(KnownModel):
+        def __init__(self, key: str) -> None:
+            super().__init__()
+            self.tokenizer = object()
+            self.tokenizer_key = key
+
+        def apply_chat_template(self, history: Any, add_generation_prompt: bool = True) -> str:
+            return "".join(f"{self.tokenizer_key}{turn['content']}" for turn in history)
+
+    built: list[str] = []
+    real = module.build_requests
+
+    def counting(loaded: Any, items: Any, config: Any, lm: Any) -> Any:
+        built.append(getattr(lm, "tokenizer_key", "plain"))
+        return real(loaded, items, config, lm)
+
+    monkeypatch.setattr(module, "build_requests", counting)
+    task = {"task": "choice", "metric": "acc", "items": 4}
+    scorer = Scorer(config(folder, task, apply_chat_template=True))
+    for mark in "<[<[<":
+        model = Chatty(mark)
+        scorer.score(Holder(model), "search")
+        assert len(model.prompts) == 16
+        assert all(prompt.startswith(f"{mark}What comes after") for prompt in model.prompts)
+    assert sorted(name for name in built if name != "plain") == ["<", "["]
 
 
 class TestFewShot:

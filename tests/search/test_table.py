@@ -31,7 +31,7 @@ def scored(seed: int, leave_out: str | None = None) -> Scored:
     for task, size in SIZES.items():
         items = {f"{task}{i}": float(i % 4 < 2 if i % 2 else draw.random() < 0.5) for i in range(size)}
         items.pop(leave_out or "", None)
-        tasks[task] = TaskScore("acc", sum(items.values()) / len(items), 0.1, task != "few", items)
+        tasks[task] = TaskScore("acc", sum(items.values()) / len(items), 0.1, task != "few", items, 0.25)
     return Scored(*objective(tasks, CONFIG), tasks, {"total": 1.0})
 
 
@@ -99,6 +99,7 @@ def test_parts_add_up_to_the_whole(discriminative: bool) -> None:
         assert again.tasks[name].items == task.items
         assert again.tasks[name].value == pytest.approx(task.value, abs=1e-15)
         assert again.tasks[name].higher_is_better == task.higher_is_better
+        assert again.tasks[name].chance == task.chance
     assert found.strata.estimate(found.values("r")) == pytest.approx(whole.value, abs=1e-12)
 
 

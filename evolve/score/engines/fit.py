@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from evolve.weights.model import Model
 
 _MESSAGE = 500
+_DEAD = frozenset({"EngineDeadError", "EngineGenerateError"})
+_NO_WORKER = "Executor failed."
+"""What vLLM's executor says of a RuntimeError where a worker process has ended."""
 
 
 def rounded(model: Model, name: str, target: dtype) -> Tensor:
@@ -73,7 +76,21 @@ def as_candidate_error(error: Exception, kind: Any) -> CandidateError:
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         kind = "oom"
     text = " ".join(str(error).split())[:_MESSAGE]
-    return CandidateError(kind, f"{type(error).__name__}: {text}")
+    return CandidateError(kind, f"{type(error).__name__}: {text}", retryable=died(error))
+
+
+def died(error: BaseException | None) -> bool:
+    """Whether an engine, or a process of it, went away: that says nothing of the candidate.
+
+    Judged by names, for vLLM is not imported where another engine runs, and by a lost pipe.
+    """
+    while error is not None:
+        if type(error).__name__ in _DEAD or isinstance(error, ConnectionError | EOFError):
+            return True
+        if str(error) == _NO_WORKER:
+            return True
+        error = error.__cause__
+    return False
 
 
 def side_files(model: Model) -> dict[str, bytes]:

@@ -19,7 +19,7 @@ from evolve.score.engines.fit import (
     write_side_files,
 )
 from evolve.score.engines.hf_lm import lm_class
-from evolve.score.engines.tokens import Memo
+from evolve.score.engines.tokens import Memos
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -75,7 +75,7 @@ class HfEngine:
         self._names: dict[str, str] = {}
         self._loaded = False
         self._asleep = False
-        self._memos: dict[str, Memo] = {}
+        self._memos = Memos()
         self._model: Model | None = None
         self.starts = 0
 
@@ -222,7 +222,7 @@ class HfEngine:
         )
         self.starts += 1
         self._lm.call_seed = self._config.seed
-        self._lm.memo = self._memos.setdefault(side_key(files), Memo())
+        self._lm.memo = self._memos.of(side_key(files))
         logger.info("transformers model built on %s", self._device)
 
     def _drop(self) -> None:

@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import inspect
 import logging
-from collections import OrderedDict
 from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any
@@ -26,7 +25,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_PLANS = 8
 _LOGITS = 1 << 27
 """Most logits of a batch: 0.5 GiB in float32."""
 _TOLERANCE = {"float32": 1e-4, "float64": 1e-6}
@@ -71,6 +69,20 @@ class Plan:
     batches: tuple[Batch, ...]
     requests: int
     whole: int
+
+    @property
+    def read(self) -> int:
+        """Tokens that are computed."""
+        return sum(batch.read for batch in self.batches)
+
+    @property
+    def area(self) -> int:
+        """Tokens that are computed, with the padding beside them."""
+        return sum(batch.tokens.numel() for batch in self.batches)
+
+    def __str__(self) -> str:
+        share = 1 - self.read / self.area if self.area else 0.0
+        return f"{self.requests} requests of {self.whole} tokens: {self.read} computed, padding {share:.0%}"
 
 
 def make_batch(rows: Sequence[Row], requests: Sequence[Asked], device: Any) -> Batch:
@@ -118,26 +130,26 @@ class SharesPrefixes(RemembersTokens):
 
     call_seed = 0
     _can_share: bool | None = None
-    _kept: OrderedDict[Any, Plan] | None = None
 
     @property
     def plans(self) -> tuple[Plan, ...]:
         """What was asked lately, oldest first."""
-        return tuple(self._plans().values())
+        return tuple(self._memo().plans.values())
 
     @property
     def work(self) -> Mapping[str, float]:
         """What the plans save: whole prompts beside tokens computed, and the share of padding in a pass."""
-        batches = [batch for plan in self.plans for batch in plan.batches]
-        if not batches:
+        plans = self.plans
+        read, area = (sum(getattr(plan, name) for plan in plans) for name in ("read", "area"))
+        if not area:
             return {}
-        read = sum(batch.read for batch in batches)
-        area = sum(batch.tokens.numel() for batch in batches)
         return {
-            "tokens of whole prompts": float(sum(plan.whole for plan in self.plans)),
+            "tokens of whole prompts": float(sum(plan.whole for plan in plans)),
             "tokens computed": float(read),
             "share of padding": 1 - read / area,
-            "positions with logits": float(sum(batch.places.shape[1] for batch in batches)),
+            "positions with logits": float(
+                sum(batch.places.shape[1] for plan in plans for batch in plan.batches)
+            ),
         }
 
     def loglikelihood(self, requests: Any, disable_tqdm: bool = True) -> Any:
@@ -180,11 +192,18 @@ class SharesPrefixes(RemembersTokens):
         )
         return tuple(tensor.clone() for tensor in made)
 
+    def _model_generate(self, context: Any, *args: Any, **more: Any) -> Any:
+        return context if self.rehearses else super()._model_generate(context, *args, **more)
+
     def _loglikelihood_tokens(self, requests: Any, disable_tqdm: bool = True, **more: Any) -> Any:
         if self.backend != "causal":
             return super()._loglikelihood_tokens(requests, disable_tqdm=True, **more)
         asked = [self._asked(context, continuation) for _, context, continuation in requests]
-        return self.answers(self._plan(asked, share=self._shares(asked)))
+        plan = self._plan(asked, share=self._shares(asked))
+        if self.rehearses:
+            return [(0.0, False)] * plan.requests
+        logger.info("%s", plan)
+        return self.answers(plan)
 
     def _asked(self, context: Sequence[int], continuation: Sequence[int]) -> Asked:
         """Cut on the left what the model cannot read, as lm-eval does."""
@@ -196,40 +215,22 @@ class SharesPrefixes(RemembersTokens):
         return Asked(whole[:-1], tuple(continuation))
 
     def _plan(self, asked: Sequence[Asked], *, share: bool) -> Plan:
-        plans = self._plans()
-        key = (share, self.batch_size, tuple(asked))
-        if key not in plans:
-            plans[key] = self._make_plan(asked, share=share)
-            while len(plans) > _PLANS:
-                plans.popitem(last=False)
-        plans.move_to_end(key)
-        return plans[key]
+        # Models of other shapes ask for the same plan, as long as tokenizer and vocabulary stay the same.
+        key = (share, self.batch_size, self._most_places(), str(self.device), tuple(asked))
+        plan: Plan = self._memo().plan(key, lambda: self._make_plan(asked, share=share))
+        return plan
+
+    def _most_places(self) -> int:
+        return max(1, _LOGITS // max(1, int(self.model.config.get_text_config().vocab_size)))
 
     def _make_plan(self, asked: Sequence[Asked], *, share: bool) -> Plan:
-        most = max(1, _LOGITS // max(1, int(self.model.config.get_text_config().vocab_size)))
         rows = rows_of(asked, share=share)
-        batches = batches_of(rows, size=int(self.batch_size), logits=most)
-        plan = Plan(
+        batches = batches_of(rows, size=int(self.batch_size), logits=self._most_places())
+        return Plan(
             tuple(make_batch(batch, asked, self.device) for batch in batches),
             len(asked),
             sum(len(one.read) for one in asked),
         )
-        read = sum(batch.read for batch in plan.batches)
-        area = sum(batch.tokens.numel() for batch in plan.batches)
-        if area:
-            logger.debug(
-                "%d requests, %d tokens: %d computed, %.0f %% padding beside them",
-                len(asked),
-                plan.whole,
-                read,
-                100 * (area - read) / area,
-            )
-        return plan
-
-    def _plans(self) -> OrderedDict[Any, Plan]:
-        if self._kept is None:
-            self._kept = OrderedDict()
-        return self._kept
 
     def answers(self, plan: Plan) -> list[tuple[float, bool]]:
         """Return log-likelihood and whether it is the greedy continuation, for each request of a plan."""
@@ -241,7 +242,7 @@ class SharesPrefixes(RemembersTokens):
             logits = self.forward(batch)
             best = logits.argmax(dim=-1)[batch.where] == batch.targets
             logits = torch.log_softmax(logits, dim=-1, dtype=self.softmax_dtype)
-            values = logits[batch.where, batch.targets].to("cpu", torch.float64)
+            values = logits[batch.where, batch.targets].cpu().double()  # MPS has no float64
             request = batch.request.cpu()
             total.index_add_(0, request, values)
             greedy[request[~best.cpu()]] = False

@@ -1,7 +1,8 @@
-"""Texts are turned into tokens once per tokenizer, not once per candidate."""
+"""Texts are turned into tokens, and requests into plans, once per tokenizer, not once per candidate."""
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -13,10 +14,21 @@ else:
     Base = object
 
 
-class Memo:
-    """What one tokenizer made of texts, by text and options."""
+_PLANS = 8
+_TOKENIZERS = 8
 
-    def __init__(self) -> None:
+
+class Memo:
+    """What one tokenizer made of texts, by text and options, and the plans made of its tokens.
+
+    Attributes:
+        key: The tokenizer's :func:`~evolve.score.engines.fit.side_key`; empty where nobody said.
+        plans: How lately asked requests are computed, the last one asked at the end.
+    """
+
+    def __init__(self, key: str = "") -> None:
+        self.key = key
+        self.plans: OrderedDict[Hashable, Any] = OrderedDict()
         self._found: dict[Hashable, Any] = {}
 
     def get(self, key: Hashable, make: Callable[[], Any]) -> Any:
@@ -24,6 +36,30 @@ class Memo:
         if key not in self._found:
             self._found[key] = make()
         return self._found[key]
+
+    def plan(self, key: Hashable, make: Callable[[], Any]) -> Any:
+        """Return the plan under ``key``, which holds all that decides it; the last few are kept."""
+        if key not in self.plans:
+            self.plans[key] = make()
+        self.plans.move_to_end(key)
+        while len(self.plans) > _PLANS:
+            self.plans.popitem(last=False)
+        return self.plans[key]
+
+
+class Memos:
+    """The memos of the tokenizers that an engine had lately: each candidate may bring one of its own."""
+
+    def __init__(self) -> None:
+        self._found: OrderedDict[str, Memo] = OrderedDict()
+
+    def of(self, key: str) -> Memo:
+        """Return the memo of the tokenizer with this key."""
+        memo = self._found.setdefault(key, Memo(key))
+        self._found.move_to_end(key)
+        while len(self._found) > _TOKENIZERS:
+            self._found.popitem(last=False)
+        return memo
 
 
 def rolling_windows(lm: Any, texts: Iterable[list[int]], longest: int) -> list[float]:
@@ -53,6 +89,13 @@ class RemembersTokens(Base):
     """
 
     memo: Memo
+    rehearses = False
+    """Whether requests are only made ready: texts become tokens and plans, and every answer is 0 or empty."""
+
+    @property
+    def tokenizer_key(self) -> str:
+        """What stays the same as long as texts give the same tokens, and chats the same texts; or empty."""
+        return self._memo().key
 
     def tok_encode(self, string: Any, *args: Any, **more: Any) -> Any:
         """Return the tokens of one text, or of a list of them."""

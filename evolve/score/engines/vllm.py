@@ -7,12 +7,11 @@ start are in ``SWAPPABLE``. Any other is written to a temporary folder and gets 
 
 from __future__ import annotations
 
-import contextlib
+import functools
 import json
 import logging
 import os
 import shutil
-import sys
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -27,12 +26,12 @@ from evolve.score.engines.fit import (
     side_key,
     write_side_files,
 )
-from evolve.score.engines.tokens import Memo
-from evolve.score.engines.vllm_classes import give_classes_back
+from evolve.score.engines.tokens import Memos
+from evolve.score.engines.vllm_process import contained, prepare_environment, release
 from evolve.score.engines.vllm_rows import only_asked
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Iterable, Mapping
 
     from evolve.config.schema import ScoreConfig
     from evolve.weights.model import Model
@@ -109,7 +108,7 @@ class VllmEngine:
         self._asleep = False
         self._home = tempfile.TemporaryDirectory(prefix="evolve-engine-", ignore_cleanup_errors=True)
         self.starts = 0
-        self._memos: dict[str, Memo] = {}
+        self._memos = Memos()
         self._model: Model | None = None
 
     @property
@@ -243,22 +242,23 @@ class VllmEngine:
         for old in folder.parent.iterdir():
             if old != folder:
                 shutil.rmtree(old, ignore_errors=True)
-        _prepare_environment(self._threads)
+        prepare_environment(self._threads)
         try:
-            with _contained(self._threads):
+            with contained(self._threads):
                 from evolve.score.engines.vllm_lm import lm_class
 
                 arguments = self._arguments(model, dtype) | dict(more)
                 lm = lm_class()(pretrained=str(folder), **arguments)
         except BaseException as error:
-            _release()
+            release()
             if isinstance(error, Exception):
                 raise as_candidate_error(error, "engine") from error
             raise
         lm.call_seed = self._config.seed
-        lm.memo = self._memos.setdefault(side_key(side_files(model)), Memo())
-        if self._config.engine_args.keys().isdisjoint(_SEVERAL_WORKERS):
-            lm.model.collective_rpc(only_asked)
+        lm.memo = self._memos.of(side_key(side_files(model)))
+        one = self._config.engine_args.keys().isdisjoint(_SEVERAL_WORKERS)
+        if not one or not all(lm.model.collective_rpc(only_asked)):
+            _say_whole_prompts()
         self._running = lm
         logger.info("vLLM started on %s in %s", self._device, dtype)
 
@@ -288,11 +288,20 @@ class VllmEngine:
         running.model.llm_engine.engine_core.shutdown()
         running.model = None
         del running
-        _release()
+        release()
 
     def _new_folder(self) -> Path:
         self.starts += 1
         return Path(self._home.name) / str(self.starts)
+
+
+@functools.cache
+def _say_whole_prompts() -> None:
+    """Warn, once in a process, that scoring takes longer than it could."""
+    logger.warning(
+        "vLLM computes log-probabilities of whole prompts here, not of continuations alone: that takes its "
+        "first model runner in one process (VLLM_USE_V2_MODEL_RUNNER=0) and logprobs_mode raw_logprobs"
+    )
 
 
 def _settle(worker: Any) -> None:
@@ -322,75 +331,3 @@ def _cache_bytes(model: Model, dtype: str, max_length: int | None) -> int:
     length = max_length or getattr(config, "max_position_embeddings", None) or 2048
     per_token = 2 * config.num_hidden_layers * heads * width * getattr(torch, dtype).itemsize
     return int(max(per_token * (length + 2 * _BLOCK), min(per_token * _CACHED_TOKENS, _GIB)))
-
-
-def _prepare_environment(threads: int) -> None:
-    """Set what vLLM reads from the environment. A name that the user has set keeps its value."""
-    for name, value in {
-        "VLLM_NO_USAGE_STATS": "1",
-        "DO_NOT_TRACK": "1",
-        "VLLM_CONFIGURE_LOGGING": "0",
-        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-    }.items():
-        os.environ.setdefault(name, value)
-    # A weight iterator cannot cross into another process.
-    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
-    os.environ["OMP_NUM_THREADS"] = str(threads)
-    if "VLLM_LOGGING_LEVEL" not in os.environ:
-        # Each swap would warn of layers without weights of their own, such as a tied head.
-        logging.getLogger("vllm").setLevel(logging.ERROR)
-
-
-@contextlib.contextmanager
-def _contained(threads: int) -> Iterator[None]:
-    """Set the number of threads, and take back what a start of vLLM leaves behind in the process.
-
-    Its CPU worker replaces ``torch.set_num_threads``, and preloads libraries into all later children. Of some
-    architectures it changes transformers' classes.
-    """
-    import torch
-
-    setter, preload = torch.set_num_threads, os.environ.get("LD_PRELOAD")
-    setter(threads)
-    try:
-        with _searchable():
-            yield
-    finally:
-        give_classes_back()
-        torch.set_num_threads = setter
-        os.environ.pop("LD_PRELOAD", None)
-        if preload is not None:
-            os.environ["LD_PRELOAD"] = preload
-
-
-@contextlib.contextmanager
-def _searchable() -> Iterator[None]:
-    """Let vLLM search all modules for its kernels, also where a merge has loaded llvmlite.
-
-    Its start looks at the ``__dict__`` of everything. llvmlite's library answers to any name, this one too,
-    with a function that is no mapping, and the start would fail.
-    """
-    ffi = sys.modules.get("llvmlite.binding.ffi")
-    kind: Any = type(getattr(ffi, "lib", None))
-    original = getattr(kind, "__getattr__", None)
-    if original is None:
-        yield
-        return
-
-    def without_dict(library: Any, name: str) -> Any:
-        if name == "__dict__":
-            raise AttributeError(name)
-        return original(library, name)
-
-    kind.__getattr__ = without_dict
-    try:
-        yield
-    finally:
-        kind.__getattr__ = original
-
-
-def _release() -> None:
-    """Take down vLLM's process group, which the next start in this process would trip over."""
-    from vllm.distributed.parallel_state import cleanup_dist_env_and_memory
-
-    cleanup_dist_env_and_memory()

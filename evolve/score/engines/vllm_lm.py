@@ -13,8 +13,8 @@ from __future__ import annotations
 
 import importlib
 import importlib.metadata
-from collections import OrderedDict
 from functools import cache
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from evolve.score.engines.choose import vllm_version
@@ -78,7 +78,6 @@ class Plan(NamedTuple):
     parameters: list[Any]
 
 
-_PLANS = 8
 _TOGETHER = 20
 """Most tokens after one prompt: vLLM's ``max_logprobs``."""
 
@@ -117,7 +116,6 @@ class SharesPrefixes(RemembersTokens):
 
     call_seed = 0
     _shares_prefixes = True
-    _kept: OrderedDict[Any, Plan] | None = None
 
     def loglikelihood(self, requests: Any, disable_tqdm: bool = True) -> Any:
         """Answer as lm-eval does, without a progress bar."""
@@ -155,6 +153,8 @@ class SharesPrefixes(RemembersTokens):
 
     def _loglikelihood_tokens(self, requests: Any, disable_tqdm: bool = True, **more: Any) -> Any:
         plan = self._plan(requests)
+        if self.rehearses:
+            return [(0.0, False)] * len(requests)
         # The same call gives the same numbers whatever was asked before it.
         self.model.reset_prefix_cache()
         answers: list[Any] = [None] * len(requests)
@@ -174,25 +174,17 @@ class SharesPrefixes(RemembersTokens):
         return answers
 
     def _plan(self, requests: Any) -> Plan:
-        plans = self._kept = self._kept or OrderedDict()
-        shares = self._shares_prefixes
-        key = (shares, tuple((tuple(context), tuple(asked)) for _, context, asked in requests))
-        if key not in plans:
-            # vLLM needs room for the one token that it generates.
-            questions = questions_of(requests, self.max_length - 1)
-            plans[key] = Plan(
-                tuple(questions),
-                [_prompt(question) for question in questions],
-                [_parameters(question, skip_cache=not shares) for question in questions],
-            )
-            while len(plans) > _PLANS:
-                plans.popitem(last=False)
-        plans.move_to_end(key)
-        return plans[key]
+        # vLLM needs room for the one token that it generates.
+        shares, longest = self._shares_prefixes, self.max_length - 1
+        key = (shares, longest, tuple((tuple(context), tuple(asked)) for _, context, asked in requests))
+        plan: Plan = self._memo().plan(key, lambda: _make_plan(requests, longest, shares=shares))
+        return plan
 
     def _model_generate(self, requests: Any, generate: bool = False, sampling_params: Any = None) -> Any:
         from vllm import TokensPrompt
 
+        if self.rehearses:
+            return [SimpleNamespace(outputs=[SimpleNamespace(text="")]) for _ in requests]
         prompts = [TokensPrompt(prompt_token_ids=tokens) for tokens in requests]
         return self._run(prompts, sampling_params)
 
@@ -200,6 +192,15 @@ class SharesPrefixes(RemembersTokens):
         return self.model.generate(
             prompts, sampling_params=parameters, use_tqdm=False, lora_request=self.lora_request
         )
+
+
+def _make_plan(requests: Sequence[Any], longest: int, *, shares: bool) -> Plan:
+    questions = questions_of(requests, longest)
+    return Plan(
+        tuple(questions),
+        [_prompt(question) for question in questions],
+        [_parameters(question, skip_cache=not shares) for question in questions],
+    )
 
 
 def _prompt(question: Question) -> Any:

@@ -6,7 +6,7 @@ scores every candidate.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
 
 from pydantic import Field
 
@@ -16,10 +16,11 @@ from evolve.registry import SCORERS
 from evolve.types import Role, TaskScore
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from evolve.config.schema import ScoreConfig
     from evolve.score.engines.base import Engine
+    from evolve.score.items import Item
     from evolve.types import JsonValue, Split
 
 _EXACT = 4
@@ -78,6 +79,16 @@ class ModelScorer(Protocol):
         Raises:
             CandidateError: The number is NaN or infinite, or there is none.
         """
+        ...
+
+
+@runtime_checkable
+class HoldsTexts(Protocol):
+    """A scorer that measures on texts: nothing may be trained on them."""
+
+    @property
+    def texts(self) -> Mapping[Split, Sequence[Item]]:
+        """What is asked about in each split; the documents are texts."""
         ...
 
 

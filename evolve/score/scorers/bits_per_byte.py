@@ -19,7 +19,7 @@ from evolve.score.scorers.base import ScorerBlock, ScorerProblem
 from evolve.types import TaskScore
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from evolve.config.schema import ScoreConfig
     from evolve.score.engines.base import Engine
@@ -78,6 +78,11 @@ class BitsPerByte:
     def sizes(self) -> Mapping[Split, int]:
         """Number of chunks of each split."""
         return {split: len(items) for split, items in self._sets.items()}
+
+    @property
+    def texts(self) -> Mapping[Split, Sequence[Item]]:
+        """What is asked about in each split."""
+        return self._sets
 
     def identity(self) -> JsonValue:
         """Return the keys of the chunks, which are hashes of their content."""

@@ -24,7 +24,7 @@ from evolve.score.scorers.texts import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from evolve.config.schema import ScoreConfig
     from evolve.score.engines.base import Engine
@@ -85,6 +85,11 @@ class KlToTeacher:
     def sizes(self) -> Mapping[Split, int]:
         """Number of chunks of each split."""
         return {split: len(items) for split, items in self._sets.items()}
+
+    @property
+    def texts(self) -> Mapping[Split, Sequence[Item]]:
+        """What is asked about in each split."""
+        return self._sets
 
     def identity(self) -> JsonValue:
         """Return the teacher's content and the chunks' keys."""

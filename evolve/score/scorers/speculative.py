@@ -25,12 +25,13 @@ from evolve.score.scorers.texts import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from torch import Tensor
 
     from evolve.config.schema import ScoreConfig
     from evolve.score.engines.base import Engine
+    from evolve.score.items import Item
     from evolve.stages.distill.drafts import Written
     from evolve.types import JsonValue, Split, TaskScore
 
@@ -95,6 +96,11 @@ class Speculative:
     def sizes(self) -> Mapping[Split, int]:
         """Number of prompts of each split."""
         return {split: len(items) for split, items in self._sets.items()}
+
+    @property
+    def texts(self) -> Mapping[Split, Sequence[Item]]:
+        """What is asked about in each split."""
+        return self._sets
 
     def identity(self) -> JsonValue:
         """Return the target's content, the settings and the prompts' keys."""

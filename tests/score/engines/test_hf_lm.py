@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
 
 from evolve.score.engines.hf import open_engine
+from evolve.weights.reader import open_model
 from tests.score.engines.oracle import Oracle, agree, changed, config, instances, make, scores
 
 if TYPE_CHECKING:
@@ -36,7 +38,6 @@ def test_beginnings_are_shared_with_the_same_numbers(root: Path, arch: str, atte
     assert work["tokens computed"] < work["tokens of whole prompts"] / 2
     assert work["positions with logits"] <= work["tokens computed"] - 10, "none for the context"
     engine.lm._can_share = False
-    engine.lm._kept = None
     agree(shared, answers(engine.lm), 1e-5)
     agree(scores(engine.lm), Oracle(model).scores)
 
@@ -48,7 +49,7 @@ def test_a_model_that_ignores_mask_or_positions_is_noticed(root: Path) -> None:
     wanted = answers(lm)
     real = network.model.forward
     for left_out in ("attention_mask", "position_ids"):
-        lm._can_share = lm._kept = None
+        lm._can_share = None
 
         def deaf(*args: Any, left_out: str = left_out, **more: Any) -> Any:
             return real(*args, **{**more, left_out: None})
@@ -106,6 +107,40 @@ def test_plans_are_kept_for_the_next_candidate(root: Path, monkeypatch: pytest.M
     engine.load(make(root, "llama", tied=True, seed=1))
     monkeypatch.setattr(engine.lm, "_make_plan", None)
     assert answers(engine.lm) != before
+
+
+def test_plans_outlive_restarts_for_another_depth_or_tokenizer(root: Path, tmp_path: Path) -> None:
+    first = make(root, "llama", tied=True, seed=0)
+    deeper = make(root, "llama", tied=True, seed=0, layers=3)
+    other = open_model(shutil.copytree(first.files, tmp_path / "other"))
+    generation = tmp_path / "other" / "generation_config.json"
+    generation.write_text(generation.read_text().replace("}", "\n}"))
+    engine = open_engine(config(), first, 1)
+    before = answers(engine.lm)
+    [plan] = engine.lm.plans
+    key = engine.lm.tokenizer_key
+    for model, same in ((other, False), (deeper, True)):
+        lm = engine.lm
+        engine.load(model)
+        found = answers(engine.lm)
+        assert engine.lm is not lm and (engine.lm.tokenizer_key == key) is same
+        assert len(engine.lm.plans) == 1 and (engine.lm.plans[0] is plan) is same
+        assert (found == before) is (model is other)
+    assert engine.starts == 3
+
+
+def test_each_candidate_says_what_its_padding_is(root: Path, caplog: pytest.LogCaptureFixture) -> None:
+    engine = open_engine(config(), make(root, "llama", tied=True, seed=0), 1)
+    engine.lm._can_share = False
+    pairs = [("the hen", " in"), ("the hen and the red hen in the tent", " in")]
+    tokens = [len(engine.lm.tok_encode(context + asked)) - 1 for context, asked in pairs]
+    with caplog.at_level("INFO", logger="evolve"):
+        engine.lm.loglikelihood(instances("loglikelihood", pairs))
+        engine.load(make(root, "llama", tied=True, seed=1))
+        engine.lm.loglikelihood(instances("loglikelihood", pairs))
+    said = [record.message for record in caplog.records if "padding" in record.message]
+    share = 1 - sum(tokens) / (2 * max(tokens))
+    assert len(said) == 2 and f"{sum(tokens)} computed" in said[1] and f"padding {share:.0%}" in said[1]
 
 
 def test_equal_requests_are_computed_once(root: Path) -> None:
