@@ -47,7 +47,8 @@ def searched(folder, *, ablations=True, training=True, score=score):
         pipeline.append({"cpt": cpt})
     else:
         pipeline[0]["vocab"]["init"] = {"norm": {"choices": [0.5, 1.0]}}
-    changes = {"pipeline": pipeline, "score.holdout.ablations": ablations, "search.trials": 2, "search.sampler": "random"}
+    changes = {"pipeline": pipeline, "score.holdout.ablations": ablations}
+    changes |= {"search.trials": 2, "search.sampler": "random"}
     return summarise(read(make_run(make_search(folder, **changes), folder / "runs", score=score)), "x")
 
 
