@@ -39,6 +39,7 @@ class Ewc:
     paper = "Kirkpatrick et al. 2017, Overcoming catastrophic forgetting, arXiv:1612.00796"
     block: ClassVar[type[RegularizerBlock]] = EwcBlock
     weights_only = True
+    held = 8
 
     @staticmethod
     def prepare(block: EwcBlock, anchor: Anchor) -> Penalty:
