@@ -1,4 +1,4 @@
-"""A search whose candidates train: switched by genes, killed in the middle of a training, gone on with."""
+"""A search over all stages, each switched by a gene: killed in the middle of a training, gone on with."""
 
 from __future__ import annotations
 
@@ -25,9 +25,20 @@ def pipeline(folder: Path) -> list[dict[str, Any]]:
     training = {"per_device_train_batch_size": 4, "warmup_steps": 0}
     return [
         {
+            "vocab": {
+                "name": "wide",
+                "model": "one",
+                "enabled": {"choices": [False, True]},
+                "dataset": str(folder / "text.jsonl"),
+                "num_new_tokens": 4,
+                "selection": {"min_frequency": 4},
+                "pad_to_multiple_of": 16,
+            }
+        },
+        {
             "cpt": {
                 "name": "adapted",
-                "model": "one",
+                "model": "wide",
                 "enabled": {"choices": [False, True]},
                 "dataset": {"path": str(folder / "text.jsonl"), "max_bytes": 4000, "max_length": 32},
                 "training_args": {**training, "learning_rate": {"choices": [1e-3, 3e-3]}},
@@ -36,7 +47,9 @@ def pipeline(folder: Path) -> list[dict[str, Any]]:
         {
             "merge": {
                 "name": "merged",
+                "enabled": {"choices": [False, True]},
                 "merge_method": "linear",
+                "tokenizer": {"source": "union", "pad_to_multiple_of": 16},
                 "models": [
                     {"model": "adapted", "parameters": {"weight": 1.0}},
                     {"model": "two", "parameters": {"weight": {"low": 0.0, "high": 2.0}}},
@@ -86,6 +99,14 @@ def finish(config: Path, home: Path) -> None:
     assert start(config, home).wait(400) == 0, (home / "log").read_text()[-4000:]
 
 
+def kinds(home: Path) -> set[str]:
+    """Return the kinds of stages that occur among the candidates."""
+    from evolve.store.rundir import RunDir
+
+    records = RunDir.open(home / "runs" / "small").records()
+    return {kind for record in records for entry in record.recipe.pipeline for kind in entry}
+
+
 def made(home: Path) -> dict[str, int]:
     """Return what was trained to the end, with the time at which it was."""
     stages = home / "cache" / "evolve" / "stages"
@@ -113,7 +134,7 @@ def test_an_allowed_change_keeps_the_contents_of_data_files(
     folder = module.run(more, runs=runs, allow_config_change=True)
     kept = load(folder.path / "config.yaml")
     contents = [file.content for _, block in kept.stages for _, file in files(block)]
-    assert len(contents) == 2 and all(content and content.startswith("sha256:") for content in contents)
+    assert len(contents) == 3 and all(content and content.startswith("sha256:") for content in contents)
     module.run(more, runs=runs)
 
 
@@ -126,6 +147,7 @@ def test_killed_in_a_training_it_trains_nothing_twice(tmp_path: Path) -> None:
     finish(config, whole)
     reference = left(whole / "runs" / "small")
     assert len(made(whole)) >= 3
+    assert kinds(whole) == {"vocab", "cpt", "merge", "distill"}
     kept: dict[str, int] = {}
     for kill in range(3):
         process = start(config, killed)

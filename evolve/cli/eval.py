@@ -18,12 +18,18 @@ if TYPE_CHECKING:
 
     from evolve.config.schema import ScoreConfig
     from evolve.report.sources import Row
+    from evolve.report.trade import Pair
     from evolve.score.statistics import Comparison
     from evolve.types import Outcome, Parent, Split, TaskScore
 
 _NOTE = (
     "[low, high] are 95 % intervals over items; differences are paired over the same items. P(better): share "
     "of paired bootstrap draws in which the first is better. no loss: the whole interval is above -1 point."
+)
+
+_TRADE = (
+    "gain and forgetting: how much better than {} on the tasks of role gain, how much worse on those of role "
+    "retention; plain means over the tasks of paired differences."
 )
 
 
@@ -66,7 +72,8 @@ def evaluate(
     """Score MODELs on the tasks of a config, or on --tasks.
 
     MODEL is a folder or a hub id. The first one is compared with each other one, item by item. Scores are
-    weighted means of the metrics, whatever the objective of the config. The exit code is 1 when a model
+    weighted means of the metrics, whatever the objective of the config. Where its tasks or scorers have
+    roles, gain and forgetting are counted from the first model. The exit code is 1 when a model
     could not be scored.
     """
     from evolve.cli.scoring import score_models
@@ -182,6 +189,28 @@ def _compared(
     return compare(leader.tasks, other.tasks, score)
 
 
+def _traded(
+    parents: Sequence[Parent],
+    split: Split,
+    outcomes: Mapping[tuple[str, Split], Outcome],
+    score: ScoreConfig,
+) -> dict[str, Pair | None]:
+    """Return what each model has gained and forgotten since the first one; empty where nothing has a role."""
+    from evolve.report.trade import NOTHING, Trade, pair, roles_of
+
+    first, roles = parents[0].name, roles_of(score)
+    began = outcomes[first, split]
+    if not roles or not isinstance(began, Scored):
+        return {}
+    trade = Trade(first, roles, ())
+    found = {
+        parent.name: pair(outcome.tasks, began.tasks, trade)
+        for parent in parents[1:]
+        if isinstance(outcome := outcomes[parent.name, split], Scored)
+    }
+    return {first: NOTHING, **found}
+
+
 def _rows(
     parents: Sequence[Parent],
     split: Split,
@@ -192,8 +221,10 @@ def _rows(
     """Return a JSON object for each model."""
     from evolve.report.data import comparison
     from evolve.report.sources import ends, to_json
+    from evolve.report.trade import pair_ends
 
     table = _sources(parents, split, outcomes, kept, score)
+    traded = _traded(parents, split, outcomes, score)
     rows = []
     for parent in parents:
         outcome = outcomes[parent.name, split]
@@ -213,6 +244,9 @@ def _rows(
             }
             gap = _compared(parent.name, split, parents[0].name, outcomes, score)
             row["first_minus_this"] = comparison(gap) if gap else None
+        if parent.name in traded:
+            both = traded[parent.name]
+            row |= {"gain": None, "forgetting": None} if both is None else pair_ends(both)
         rows.append(row)
     return rows
 
@@ -227,23 +261,29 @@ def _print_tables(
     from evolve.report import numbers
     from evolve.report.sources import NOTE, cells
     from evolve.report.text import POINT
+    from evolve.report.trade import pair_cells
 
     table = _sources(parents, split, outcomes, kept, score)
+    traded = _traded(parents, split, outcomes, score)
     if table:
         header, lines = cells(list(table.values()), {task.task: task.metric for task in score.counted})
+        if traded:
+            header += ["gain", "forgetting"]
+            lines = [[*line, *pair_cells(traded.get(name))] for name, line in zip(table, lines, strict=True)]
         print_table(header, lines, title=f"models ({split} items)")
     for parent in parents:
         outcome = outcomes[parent.name, split]
         if isinstance(outcome, Failed):
             click.echo(f"{parent.name} failed: {outcome.kind}: {outcome.message}")
-    lines = []
+    gaps = []
     for parent in parents[1:]:
         gap = _compared(parent.name, split, parents[0].name, outcomes, score)
         if gap is not None:
             difference = numbers.difference(gap.difference, gap.low, gap.high)
             loss = "yes" if gap.no_worse_than(POINT) else "no"
-            lines.append([parent.name, difference, gap.verdict, f"{gap.superiority:.3f}", loss])
-    if lines:
+            gaps.append([parent.name, difference, gap.verdict, f"{gap.superiority:.3f}", loss])
+    if gaps:
         header = ["model", "first minus this", "the first is", "P(better)", "no loss"]
-        print_table(header, lines, title=f"{parents[0].name} against the others")
-    click.echo(f"{_NOTE} {NOTE}" if table else _NOTE)
+        print_table(header, gaps, title=f"{parents[0].name} against the others")
+    said = [_NOTE, *([NOTE] if table else []), *([_TRADE.format(parents[0].name)] if traded else [])]
+    click.echo(" ".join(said))

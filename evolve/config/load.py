@@ -111,7 +111,7 @@ def load_text(text: str, source: str, overrides: Iterable[str] = ()) -> Loaded:
         found = [one for one in found if one.path != ("models",)]
     models = data.get("models")
     found += wiring(models if isinstance(models, dict) else {}, views)
-    found += _retention(data)
+    found += [*_model_of(data, "retention", "model"), *_model_of(data, "start")]
     found += _default_name(data, source)
     checked = [document.problem(path, message, key=at_key) for path, message, at_key in found]
     # A value that YAML itself could not read is null here; what the schema says of that is noise.
@@ -227,16 +227,17 @@ def _of_mergekit(one: Complaint) -> Complaint:
     return one
 
 
-def _retention(data: dict[str, Any]) -> list[Complaint]:
-    """Return what is wrong with the name of the model whose skills are to be kept."""
+def _model_of(data: dict[str, Any], *keys: str) -> list[Complaint]:
+    """Return what is wrong with the name of a model that stands in the block ``score``."""
     block: Any = data
-    for key in ("score", "retention", "model"):
+    path = ("score", *keys)
+    for key in path:
         block = block.get(key) if isinstance(block, dict) else None
     models = data.get("models")
     if not isinstance(block, str) or not isinstance(models, dict) or block in models:
         return []
     message = f"no model is named {block!r}{did_you_mean(block, [str(name) for name in models])}"
-    return [Complaint(("score", "retention", "model"), message)]
+    return [Complaint(path, message)]
 
 
 def _default_name(data: dict[str, Any], source: str) -> list[Complaint]:

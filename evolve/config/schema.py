@@ -129,6 +129,9 @@ class ScoreConfig(Block):
     scale where the worst parent is 0 and the best parent is 1. ``worst``: the lowest task on that scale."""
     retention: RetentionConfig | None = None
     """A candidate that loses more than this ranks below every one that does not; absent: no limit."""
+    start: Text | None = None
+    """Name of the one of the ``models`` that gain and forgetting are counted from; it sets no limit. Absent:
+    that of ``retention``, else the one that the first stage starts from, else the first model."""
     shared_text: Literal["error", "report"] = "error"
     """What to do where items of search and holdout share text, as questions on one passage do."""
     holdout: HoldoutConfig = HoldoutConfig()
@@ -170,6 +173,11 @@ class ScoreConfig(Block):
             raise ValueError(
                 f"role: {given} is given and role: {lacking} is not: gain is held against forgetting, so "
                 f"give at least one task or scorer role: {lacking}, or remove the roles"
+            )
+        if self.start is not None and not roles:
+            raise ValueError(
+                "start is what gain and forgetting are counted from, and nothing has a role: give tasks or "
+                "scorers role: gain and role: retention, or remove start"
             )
         return self
 

@@ -203,9 +203,13 @@ def _stackings(summary: Summary) -> str:
 
 
 def _stages(summary: Summary) -> str:
-    if not summary.variants.stages:
-        return ""
-    return f'{_table(*variants.rows(summary.variants))}<p class="soft">{escape(variants.NOTE)}</p>'
+    found = summary.variants
+    parts = []
+    if found.stages:
+        parts.append(f"{_table(*variants.rows(found))}{_note(variants.NOTE)}")
+    if found.alone is not None:
+        parts.append(f"{_table(*variants.alone_rows(found.alone))}{_note(variants.ALONE_NOTE)}")
+    return "".join(parts)
 
 
 def _layers(summary: Summary) -> str:

@@ -182,6 +182,8 @@ def tables(summary: Summary) -> list[RenderableType]:
         parts.append(grid(*final_rows(summary), "the last choice"))
     if summary.variants.stages:
         parts.append(grid(*variants.rows(summary.variants), "which stages pay"))
+    if summary.variants.alone is not None:
+        parts.append(grid(*variants.alone_rows(summary.variants.alone), "new tokens before any training"))
     if summary.switched:
         parts.append(grid(*switched.cells(summary.switched), "stages on and off in the search"))
     if summary.trade is not None:

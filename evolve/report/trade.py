@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from evolve.config.load import Loaded
+    from evolve.config.schema import ScoreConfig
     from evolve.report.collect import Material, Trial
     from evolve.report.views import Entry
     from evolve.types import Role, TaskScore
@@ -92,16 +93,19 @@ class Trade:
         return f"{many}{metrics} of {', '.join(self.tasks[role])}"
 
 
-_NOTHING = Pair(Interval(0.0, 0.0, 0.0), Interval(0.0, 0.0, 0.0))
+NOTHING = Pair(Interval(0.0, 0.0, 0.0), Interval(0.0, 0.0, 0.0))
 """What a model differs by from itself, exactly."""
 
 
 def start_of(loaded: Loaded) -> str:
     """Return the model that a candidate's gain is counted from.
 
-    That of ``score.retention``, else the one that the first stage starts from, else the first model.
+    ``score.start``, else the model of ``score.retention``, else the one that the first stage starts from,
+    else the first model.
     """
     config = loaded.config
+    if config.score is not None and config.score.start is not None:
+        return config.score.start
     if config.score is not None and config.score.retention is not None:
         return config.score.retention.model
     for _, block in loaded.stages[:1]:
@@ -109,6 +113,15 @@ def start_of(loaded: Loaded) -> str:
             if (name := getattr(block, key, None)) in config.models:
                 return str(name)
     return next(iter(config.models))
+
+
+def roles_of(score: ScoreConfig) -> dict[Role, dict[str, str]]:
+    """Return role to the tasks of that role, each with its metric; empty where nothing has a role."""
+    roles: dict[Role, dict[str, str]] = {}
+    for entry in score.counted:
+        if entry.role is not None:
+            roles.setdefault(entry.role, {})[entry.task] = entry.metric
+    return roles
 
 
 def pair(tasks: Mapping[str, TaskScore], start: Mapping[str, TaskScore], trade: Trade) -> Pair | None:
@@ -143,20 +156,17 @@ def trade_of(
         finals: Entries whose holdout scores are shown: finalists, parents, average.
     """
     score = material.loaded.config.score
-    roles: dict[Role, dict[str, str]] = {"gain": {}, "retention": {}}
-    for entry in score.counted if score is not None else ():
-        if entry.role is not None:
-            roles[entry.role][entry.task] = entry.metric
+    roles = roles_of(score) if score is not None else {}
     start = start_of(material.loaded)
     began = material.outcome(material.baselines[start], "search")
-    if not all(roles.values()) or not isinstance(began, Scored):
+    if not roles or not isinstance(began, Scored):
         return None
     trade, origin = Trade(start, roles, ()), material.baselines[start].hash
     found: list[TradePoint] = []
     for trial in sorted(ranked, key=lambda trial: trial.number):
         both = pair(trial.scored.tasks, began.tasks, trade) if trial.scored else None
         if both is not None:
-            both = _NOTHING if trial.recipe_hash == origin else both
+            both = NOTHING if trial.recipe_hash == origin else both
             mark: Mark = "winner" if best is not None and trial.recipe_hash == best.recipe else "candidate"
             found.append(TradePoint(f"trial {trial.number}", mark, trial.number, trial.recipe_hash, both))
     front = set(pareto([Change(one.search.gain.value, one.search.forgetting.value) for one in found]))
@@ -173,7 +183,7 @@ def _baselines(material: Material, start: Scored, trade: Trade) -> list[TradePoi
         if both is not None:
             parent: Mark = "parent" if name in material.parents else "average"
             mark: Mark = "start" if name == trade.start else parent
-            found.append(TradePoint(name, mark, None, recipe.hash, _NOTHING if mark == "start" else both))
+            found.append(TradePoint(name, mark, None, recipe.hash, NOTHING if mark == "start" else both))
     return found
 
 
@@ -186,7 +196,7 @@ def _with_holdout(points: Sequence[TradePoint], finals: Sequence[Entry], trade: 
     for one in points:
         if one.recipe in known:
             held = pair(known[one.recipe], known[began], trade)
-            one = replace(one, holdout=_NOTHING if one.recipe == began else held)
+            one = replace(one, holdout=NOTHING if one.recipe == began else held)
         found.append(one)
     return found
 
@@ -209,8 +219,8 @@ def cells(trade: Trade, *, most: int | None = None) -> tuple[list[str], list[lis
     header += ["gain (holdout)", "forgetting (holdout)"] if held else []
     rows = []
     for point in shown:
-        row = [named(point), _place(point), *_both(point.search)]
-        rows.append([*row, *_both(point.holdout)] if held else row)
+        row = [named(point), _place(point), *pair_cells(point.search)]
+        rows.append([*row, *pair_cells(point.holdout)] if held else row)
     return header, rows
 
 
@@ -227,10 +237,11 @@ def _place(point: TradePoint) -> str:
     return "off it" if point.mark == "winner" else numbers.MISSING
 
 
-def _both(pair: Pair | None) -> list[str]:
+def pair_cells(pair: Pair | None) -> list[str]:
+    """Return gain and forgetting as they stand in tables."""
     if pair is None:
         return [numbers.MISSING] * 2
-    if pair == _NOTHING:
+    if pair == NOTHING:
         return ["0", "0"]
     return [numbers.difference(one.value, one.low, one.high) for one in (pair.gain, pair.forgetting)]
 
@@ -249,13 +260,14 @@ def to_json(trade: Trade | None) -> dict[str, Any] | None:
                 "number": point.number,
                 "recipe": point.recipe,
                 "front": point.front,
-                "search": _ends(point.search),
-                "holdout": None if point.holdout is None else _ends(point.holdout),
+                "search": pair_ends(point.search),
+                "holdout": None if point.holdout is None else pair_ends(point.holdout),
             }
             for point in trade.points
         ],
     }
 
 
-def _ends(pair: Pair) -> dict[str, Any]:
+def pair_ends(pair: Pair) -> dict[str, Any]:
+    """Return both for programs."""
     return {"gain": sources.ends(pair.gain), "forgetting": sources.ends(pair.forgetting)}

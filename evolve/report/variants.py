@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from evolve.report.collect import Material
     from evolve.report.views import Entry, Views
     from evolve.score.intervals import Interval
-    from evolve.score.objective import Parents, Tasks
+    from evolve.score.objective import Tasks
     from evolve.types import Recipe
 
 
@@ -39,6 +39,23 @@ class Pays:
 
 
 @dataclass(frozen=True)
+class Alone:
+    """The winner up to its new tokens, which nothing behind them has trained.
+
+    Attributes:
+        score: Its objective over its seeds; None where none could be scored.
+        damage: That minus what the stage ``vocab`` was given; None where either could not be scored.
+        behind: The winner minus it: what the stages behind are worth; None too where there are none.
+        failure: Why it could not be scored, or "".
+    """
+
+    score: OverSeeds | None
+    damage: Interval | None = None
+    behind: Interval | None = None
+    failure: str = ""
+
+
+@dataclass(frozen=True)
 class Variants:
     """The winner's recipe built again. All on the items of the holdout that had no say in the choice.
 
@@ -48,6 +65,7 @@ class Variants:
         failed: Seeds that could not be built or scored.
         gains: Name of a baseline to the winner minus it, over the seeds.
         stages: What each stage is worth; empty where nobody asked for it.
+        alone: The extension alone, or None: nobody asked, or the winner adds no tokens.
     """
 
     drawing: tuple[str, ...] = ()
@@ -55,6 +73,7 @@ class Variants:
     failed: int = 0
     gains: Mapping[str, Interval] | None = None
     stages: tuple[Pays, ...] = ()
+    alone: Alone | None = None
 
 
 def variants_of(
@@ -71,40 +90,81 @@ def variants_of(
     score = material.loaded.config.score
     if recipe is None or score is None:
         return Variants()
-    parents, count = views.parents("holdout"), score.holdout.seeds
-
-    def draws(recipes: Sequence[Recipe]) -> list[Scored]:
-        outcomes = [views.shown(material.outcome(one, "holdout")) for one in recipes]
-        return [outcome for outcome in outcomes if isinstance(outcome, Scored)]
-
+    held = _Holdout(material, views, score)
+    count, asked = score.holdout.seeds, score.holdout.ablations
     own = variants.seeds(recipe, count)
-    built = draws(own)
-    if not built:
+    ours = held.draws(own)
+    if not ours:
         return Variants(variants.drawing(recipe))
-    ours = [outcome.tasks for outcome in built]
     gains = {
         entry.label: gain
         for entry in rivals
         if entry is not None
         and (scored := entry.scored("holdout")) is not None
-        and (gain := _gain(ours, [scored.tasks], score, parents)) is not None
+        and (gain := held.gain(ours, [scored.tasks])) is not None
     }
-    stages = []
-    for ablation in variants.ablations(recipe, count) if score.holdout.ablations else ():
-        left = draws(ablation.recipes)
-        if not left:
-            stages.append(Pays(ablation.stage, None, None, _failure(material, ablation.recipes)))
-            continue
-        theirs: list[Tasks] = [outcome.tasks for outcome in left]
-        gain = _gain(ours, theirs, score, parents)
-        stages.append(Pays(ablation.stage, over_seeds(theirs, score, parents), gain))
     return Variants(
         drawing=variants.drawing(recipe),
-        seeds=over_seeds(ours, score, parents) if len(ours) > 1 else None,
+        seeds=held.over_seeds(ours) if len(ours) > 1 else None,
         failed=sum(isinstance(material.outcome(one, "holdout"), Failed) for one in own),
         gains=gains if len(ours) > 1 else None,
-        stages=tuple(stages),
+        stages=tuple(_pays(held, ours, one) for one in variants.ablations(recipe, count)) if asked else (),
+        alone=_alone(held, ours, own, variants.extension(recipe, count)) if asked else None,
     )
+
+
+class _Holdout:
+    """The scores of recipes on the items that are shown, over their seeds."""
+
+    def __init__(self, material: Material, views: Views, score: ScoreConfig) -> None:
+        self._material, self._views, self._score = material, views, score
+        self._parents = views.parents("holdout")
+
+    def draws(self, recipes: Sequence[Recipe]) -> list[Tasks]:
+        """Return the scores of those recipes that have some."""
+        outcomes = [self._views.shown(self._material.outcome(one, "holdout")) for one in recipes]
+        return [outcome.tasks for outcome in outcomes if isinstance(outcome, Scored)]
+
+    def over_seeds(self, draws: Sequence[Tasks]) -> OverSeeds:
+        """Return the objective of a recipe over its draws, at least one."""
+        return over_seeds(draws, self._score, self._parents)
+
+    def gain(self, ours: Sequence[Tasks], theirs: Sequence[Tasks]) -> Interval | None:
+        """Return how much better the first recipe is, or None where nothing can be compared."""
+        if not theirs:
+            return None
+        try:
+            return compare_over_seeds(ours, theirs, self._score, self._parents)
+        except ValueError:  # no item in common, as where a scorer names items by the model
+            return None
+
+    def failure(self, recipes: Sequence[Recipe]) -> str:
+        """Return why none of the recipes could be scored, or "": they were not tried."""
+        for recipe in recipes:
+            outcome = self._material.outcome(recipe, "holdout")
+            if isinstance(outcome, Failed):
+                return f"failed: {outcome.kind}"
+        return ""
+
+
+def _pays(held: _Holdout, ours: Sequence[Tasks], ablation: variants.Ablation) -> Pays:
+    left = held.draws(ablation.recipes)
+    if not left:
+        return Pays(ablation.stage, None, None, held.failure(ablation.recipes))
+    return Pays(ablation.stage, held.over_seeds(left), held.gain(ours, left))
+
+
+def _alone(
+    held: _Holdout, ours: Sequence[Tasks], own: Sequence[Recipe], new: variants.Extension | None
+) -> Alone | None:
+    if new is None:
+        return None
+    made = held.draws(new.alone)
+    if not made:
+        failure = held.failure(new.alone)
+        return Alone(None, failure=failure) if failure else None
+    behind = held.gain(ours, made) if new.alone[0].hash != own[0].hash else None
+    return Alone(held.over_seeds(made), held.gain(made, held.draws(new.before)), behind)
 
 
 def facts(found: Variants) -> list[tuple[str, str]]:
@@ -145,9 +205,28 @@ def rows(found: Variants) -> tuple[list[str], list[list[str]]]:
     return header, cells
 
 
+def alone_rows(found: Alone) -> tuple[list[str], list[list[str]]]:
+    """Return header and cells of the row of the extension alone."""
+    score = found.score.mean if found.score else None
+    header = ["", "score", "minus what it was given", "the winner minus it"]
+    gaps = [
+        numbers.difference(*_three(gap)) if gap else numbers.MISSING for gap in (found.damage, found.behind)
+    ]
+    shown = numbers.interval(*_three(score)) if score else found.failure
+    return header, [["extension alone", shown, *gaps]]
+
+
+def _three(found: Interval) -> tuple[float, float, float]:
+    return found.value, found.low, found.high
+
+
 NOTE = (
     "The winner's recipe built again without each of its stages, which then hands on what it was given; over "
     "the same seeds, on holdout items. An interval around 0 says that nobody can tell whether the stage pays."
+)
+ALONE_NOTE = (
+    "The winner up to its new tokens, before anything behind them has trained: the damage of the extension, "
+    "which the stages behind have to make good."
 )
 
 
@@ -167,6 +246,16 @@ def to_json(found: Variants) -> dict[str, Any]:
             }
             for one in found.stages
         ],
+        "extension_alone": _alone_json(found.alone) if found.alone else None,
+    }
+
+
+def _alone_json(found: Alone) -> dict[str, Any]:
+    return {
+        "score": _over(found.score),
+        "damage": _ends(found.damage) if found.damage else None,
+        "behind": _ends(found.behind) if found.behind else None,
+        "failure": found.failure,
     }
 
 
@@ -182,20 +271,3 @@ def _ends(found: Interval) -> dict[str, Any]:
         "low": numbers.finite(found.low),
         "high": numbers.finite(found.high),
     }
-
-
-def _gain(
-    ours: Sequence[Tasks], theirs: Sequence[Tasks], score: ScoreConfig, parents: Parents | None
-) -> Interval | None:
-    try:
-        return compare_over_seeds(ours, theirs, score, parents)
-    except ValueError:  # no item in common, as where a scorer names items by the model: nothing to compare
-        return None
-
-
-def _failure(material: Material, recipes: Sequence[Recipe]) -> str:
-    for recipe in recipes:
-        outcome = material.outcome(recipe, "holdout")
-        if isinstance(outcome, Failed):
-            return f"failed: {outcome.kind}"
-    return ""

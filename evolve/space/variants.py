@@ -1,4 +1,4 @@
-"""The same recipe again, with other seeds or without one of its stages."""
+"""The same recipe again: with other seeds, without one of its stages, or up to its new tokens."""
 
 from __future__ import annotations
 
@@ -27,6 +27,19 @@ class Ablation:
     recipes: tuple[Recipe, ...]
 
 
+@dataclass(frozen=True)
+class Extension:
+    """What a recipe does up to its last stage ``vocab``: new tokens that nothing behind it has trained.
+
+    Attributes:
+        before: What the stage was given, with one seed or more; a parent as it is where it starts from one.
+        alone: The same with the new tokens, likewise.
+    """
+
+    before: tuple[Recipe, ...]
+    alone: tuple[Recipe, ...]
+
+
 def drawing(recipe: Recipe) -> tuple[str, ...]:
     """Return the labels of the stages whose result depends on a seed."""
     return tuple(
@@ -52,14 +65,28 @@ def ablations(recipe: Recipe, count: int) -> tuple[Ablation, ...]:
     if len(stages) < 2:
         return ()
     return tuple(
-        Ablation(label, seeds(_without(recipe, index), count)) for index, label in enumerate(_labels(recipe))
+        Ablation(label, seeds(_rest(recipe, left_out=index), count))
+        for index, label in enumerate(_labels(recipe))
     )
 
 
+def extension(recipe: Recipe, count: int) -> Extension | None:
+    """Return a recipe up to its last stage ``vocab``, each with ``count`` seeds; None where it has none."""
+    places = [index for index, (kind, _) in enumerate(_stages(recipe)) if kind == "vocab"]
+    if not places:
+        return None
+    before = _rest(recipe, until=places[-1] + 1, left_out=places[-1])
+    return Extension(seeds(before, count), seeds(_rest(recipe, until=places[-1] + 1), count))
+
+
 def all_of(recipe: Recipe, count: int, *, without: bool) -> list[Recipe]:
-    """Return a recipe with ``count`` seeds, and where asked what is left of it without each stage."""
-    left = ablations(recipe, count) if without else ()
-    return [*seeds(recipe, count), *(one for ablation in left for one in ablation.recipes)]
+    """Return a recipe with ``count`` seeds, and where asked its ablations and its extension alone."""
+    found = list(seeds(recipe, count))
+    if without:
+        found += [one for ablation in ablations(recipe, count) for one in ablation.recipes]
+        if (new := extension(recipe, count)) is not None:
+            found += [*new.before, *new.alone]
+    return found
 
 
 def _stages(recipe: Recipe) -> list[tuple[str, dict[str, Any]]]:
@@ -87,9 +114,10 @@ def _moved(recipe: Recipe, by: int) -> Recipe:
     return Recipe.make(recipe.models, pipeline)
 
 
-def _without(recipe: Recipe, left_out: int) -> Recipe:
+def _rest(recipe: Recipe, *, until: int | None = None, left_out: int | None = None) -> Recipe:
+    """Return what is left of a recipe: its first ``until`` stages, the one at ``left_out`` switched off."""
     filled = []
-    for index, (kind, block) in enumerate(_stages(recipe)):
+    for index, (kind, block) in enumerate(_stages(recipe)[:until]):
         plain = {**block, "enabled": False} if index == left_out else block
         filled.append(Filled(kind, STAGES.load(kind).block.model_validate(plain), plain))
     # The order of the models is that of the recipe's text; it only matters to a stage that names none,

@@ -50,6 +50,14 @@ class Stage(Protocol):
         return False
 
     @staticmethod
+    def holds(block: StageBlock) -> int:
+        """Return how many bytes of a parameter training holds beside weight, gradient and moments.
+
+        Such as start weights, or a second network. A stage that holds nothing may leave this method out.
+        """
+        return 0
+
+    @staticmethod
     def spreads(block: StageBlock) -> bool:
         """Whether several processes can train it together, each calling ``run`` (``stages/together.py``).
 

@@ -248,12 +248,13 @@ def spreads(recipe: Recipe) -> bool:
 def training_bytes(recipe: Recipe, parents: Mapping[str, Model]) -> int:
     """Return how much memory training takes at most, about; 0 where no stage trains.
 
-    That is weights, gradients and Adam's two moments in fp32 of the largest model in the recipe. Adapters
-    take less; activations come on top.
+    That is weights, gradients and Adam's two moments in fp32 of the largest model in the recipe, and what the
+    stage that holds most beside them holds. Adapters take less; activations come on top.
     """
     if not trained(recipe):
         return 0
     try:
+        blocks = [(STAGES.load(kind), block) for kind, block in _blocks(recipe.pipeline)]
         known = {name: parents[name] for name in recipe.models}
         models = [*known.values(), *outputs(list(_blocks(recipe.pipeline)), known)]
     except (CandidateError, KeyError):  # building it says what is wrong
@@ -261,7 +262,12 @@ def training_bytes(recipe: Recipe, parents: Mapping[str, Model]) -> int:
     sizes = (
         sum(spec.numel for name, spec in model.specs.items() if name not in model.same) for model in models
     )
-    return _TRAINED_BYTES * max(sizes)
+    held = max(
+        getattr(stage, "holds", Stage.holds)(block)
+        for stage, block in blocks
+        if block.enabled is not False and _trains(stage, block)
+    )
+    return (_TRAINED_BYTES + held) * max(sizes)
 
 
 def _trains(stage: type[Stage], block: StageBlock) -> bool:

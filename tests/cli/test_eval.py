@@ -87,3 +87,33 @@ def test_order_of_models_turns_the_comparison_around(place):
         values.append(read_json("eval", *pair, "--config", config)[1]["first_minus_this"])
     assert values[0]["value"] == pytest.approx(-values[1]["value"])
     assert values[0]["low"] == pytest.approx(-values[1]["high"])
+
+
+def test_gain_and_forgetting_are_counted_from_the_first_model(tmp_path):
+    """By the scores of the same output: better on the task of one role, worse on the text of the other."""
+    text = tmp_path / "text.txt"
+    text.write_text("".join(f"the {word} and {word * 3} more of them\n" for word in "abcdefgh"))
+    tasks = [{"task": "tiny_choice", "metric": "acc", "items": 20, "role": "gain"}]
+    block = {"path": str(text), "chunk_bytes": 30, "items": 4, "weight": 0.0, "role": "retention"}
+    changes = {"score.tasks": tasks, "score.scorers": [{"bits_per_byte": block}]}
+    config = make_search(tmp_path, **changes)
+    models = [tmp_path / name for name in ("two", "one")]
+    first, other = read_json("eval", *models, "--config", config, "--split", "search")
+    nothing = {"value": 0, "low": 0, "high": 0}
+    assert (first["gain"], first["forgetting"]) == (nothing, nothing)
+    for key, task in (("gain", "tiny_choice"), ("forgetting", "bits_per_byte")):
+        then, now = (row["tasks"][task]["value"] for row in (first, other))
+        assert then != now
+        assert other[key]["value"] == pytest.approx(now - then), "bits per byte are worse when higher"
+        assert other[key]["low"] < other[key]["value"] < other[key]["high"]
+    turned = read_json("eval", *reversed(models), "--config", config, "--split", "search")[1]
+    assert turned["gain"]["value"] == pytest.approx(-other["gain"]["value"])
+    table = call("eval", *models, "--config", config, "--split", "search").stdout
+    assert f"how much better than {models[0]} on the tasks of role gain" in table
+    line = next(line for line in table.splitlines() if "gain" in line)
+    assert line.split()[-2:] == ["gain", "forgetting"]
+
+
+def test_without_roles_there_is_no_gain(found, place):
+    assert all("gain" not in row and "forgetting" not in row for row in found[1])
+    assert "forgetting" not in call("eval", *found[0], "--config", place[1]).stdout

@@ -166,3 +166,25 @@ def test_training_takes_16_bytes_a_parameter(home: Path) -> None:
     count = sum(spec.numel for name, spec in model.specs.items() if name not in model.same)
     assert training_bytes(recipe(rate=1), {"base": model}) == 16 * count
     assert training_bytes(recipe(epochs=0), {"base": model}) == 0
+
+
+@pytest.mark.parametrize(
+    ("regularizers", "held"),
+    [
+        ({}, 0),
+        ({"ewc": {"weight": 2.0, "path": "t.txt"}}, 8),
+        ({"l2sp": {"weight": 0.1}}, 4),
+        ({"lwf": {"weight": 1.0}}, 4),
+        ({"lwf": {"weight": 0.0}}, 0),
+        ({"ewc": {"weight": 2.0, "path": "t.txt"}, "l2sp": {"weight": 0.1}, "lwf": {"weight": 1.0}}, 16),
+    ],
+)
+def test_what_regularisers_hold_comes_on_top(home: Path, regularizers: dict[str, Any], held: int) -> None:
+    model = open_model(home / "model")
+    count = sum(spec.numel for name, spec in model.specs.items() if name not in model.same)
+    block = {"model": "base", "dataset": {"path": "t.txt"}, "regularizers": regularizers}
+    made = Recipe.make({"base": "sha256:0"}, [{"cpt": block}])
+    assert training_bytes(made, {"base": model}) == (16 + held) * count
+    if set(regularizers) == {"lwf"}:
+        adapted = Recipe.make({"base": "sha256:0"}, [{"cpt": {**block, "peft_config": {"r": 2}}}])
+        assert training_bytes(adapted, {"base": model}) == 16 * count, "an adapter takes no second network"

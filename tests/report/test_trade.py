@@ -191,7 +191,7 @@ START = """\
 models: {{a: a, b: b, c: c}}
 pipeline:
 {pipeline}
-score: {{tasks: [{{task: t, metric: acc}}]{more}}}
+score: {{tasks: [{{task: t, metric: acc, role: gain}}, {{task: u, metric: acc, role: retention}}]{more}}}
 """
 
 
@@ -207,7 +207,25 @@ score: {{tasks: [{{task: t, metric: acc}}]{more}}}
         ),
         ("  - merge: {merge_method: linear, models: [{model: b, parameters: {weight: 1}}]}", "", "a"),
         ("  - cpt: {model: b, dataset: {path: x}}", ", retention: {model: c}", "c"),
+        ("  - cpt: {model: b, dataset: {path: x}}", ", retention: {model: c}, start: a", "a"),
     ],
 )
 def test_where_gain_is_counted_from(pipeline: str, more: str, start: str) -> None:
     assert start_of(load_text(START.format(pipeline=pipeline, more=more), "c.yaml")) == start
+
+
+def test_the_start_is_a_model_and_changes_no_score(material: Material, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no model is named 'bass'") as caught:
+        load(make_search(tmp_path, **{"score.start": "bass"}))
+    assert {problem.path for problem in caught.value.problems} == {"score.start", "score"}
+    assert "nothing has a role" in str(caught.value)
+    score = material.loaded.config.score
+    assert score is not None
+    config = material.loaded.config.model_copy(update={"score": score.model_copy(update={"start": "two"})})
+    found = trade(replace(material, loaded=replace(material.loaded, config=config)))
+    before = {point.name: point.search for point in trade(material).points}
+    assert found.start == "two" and before.keys() == {point.name for point in found.points}
+    for point in found.points:
+        # `two` has 20 and 12 right of 40, `base` 10 and 32.
+        assert point.search.gain.value == pytest.approx(before[point.name].gain.value - 10 / 40)
+        assert point.search.forgetting.value == pytest.approx(before[point.name].forgetting.value - 20 / 40)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from evolve.space.variants import ablations, drawing, seeds
+from evolve.space.variants import ablations, all_of, drawing, extension, seeds
 from evolve.types import Recipe
 from tests.space.stub import add_stub
 from tests.space.test_space import recipe_of, space_of
@@ -86,3 +86,44 @@ def test_the_last_seed_wraps():
     block = {"merge_method": "dare_linear", "models": [], "base_model": "a", "seed": 2**63 - 1}
     recipe = Recipe.make({"a": "sha256:a"}, [{"merge": block}])
     assert [one.pipeline[0]["merge"]["seed"] for one in seeds(recipe, 2)] == [2**63 - 1, 0]
+
+
+WORDS = """\
+models: {base: m/base, math: m/math}
+pipeline:
+  - merge:
+      name: adapted
+      enabled: {choices: [false, true]}
+      merge_method: linear
+      models: [{model: base}, {model: math}]
+      parameters: {weight: 1.0}
+  - vocab: {name: wide, model: adapted, enabled: {choices: [false, true]}, terms: TERMS, num_new_tokens: 4}
+  - stub: {name: trained, model: wide, enabled: {choices: [false, true]}, rate: 0.5}
+  - stub: {model: trained, enabled: {choices: [false, true]}, rate: 0.25}
+search: {seed: 7}
+""".replace("TERMS", f"{{path: t.txt, content: 'sha256:{0:064x}'}}")
+
+ALL_ON = {"adapted.enabled": 1, "wide.enabled": 1, "trained.enabled": 1, "stub.enabled": 1}
+
+
+def test_the_extension_alone_is_the_recipe_up_to_its_new_tokens():
+    """Both are what the search makes of the switches: everything behind off, and the vocabulary too."""
+    space = space_of(WORDS)
+    found = extension(recipe_of(space, ALL_ON), 3)
+    off = {**ALL_ON, "trained.enabled": 0, "stub.enabled": 0}
+    assert [one.hash for one in found.alone] == [recipe_of(space, off).hash], "nothing in it draws"
+    assert [one.hash for one in found.before] == [recipe_of(space, {**off, "wide.enabled": 0}).hash]
+    base = {**ALL_ON, "adapted.enabled": 0}
+    (plain,) = extension(recipe_of(space, base), 3).before
+    assert plain.pipeline == [] and list(plain.models) == ["base"], "it starts from a parent"
+    assert extension(recipe_of(space, {**ALL_ON, "wide.enabled": 0}), 3) is None
+    whole = recipe_of(space, off)
+    assert [one.hash for one in extension(whole, 3).alone] == [whole.hash]
+
+
+def test_the_extension_alone_is_built_where_stages_are_left_out():
+    whole = recipe_of(space_of(WORDS), ALL_ON)
+    new = extension(whole, 2)
+    hashes = {one.hash for one in all_of(whole, 2, without=True)}
+    assert {one.hash for one in (*new.before, *new.alone)} <= hashes
+    assert [one.hash for one in all_of(whole, 2, without=False)] == [one.hash for one in seeds(whole, 2)]

@@ -1,4 +1,4 @@
-"""The shipped space with all stages, on tiny models: each candidate is built and scored, and it ends."""
+"""Shipped spaces that train or extend, on tiny models: each candidate is built and scored, and it ends."""
 
 from __future__ import annotations
 
@@ -19,8 +19,13 @@ from evolve.weights.reader import open_model
 from tests.small import WORDS, make_task
 from tests.tiny import make_model
 
-SPACE = Path(__file__).parents[2] / "search_spaces" / "full_pipeline.yaml"
+SPACES = Path(__file__).parents[2] / "search_spaces"
 SWITCHES = ("merged.enabled", "extended.enabled", "adapted.enabled", "distill.enabled")
+KINDS = {
+    "full_pipeline": {"merge", "vocab", "cpt", "distill"},
+    "domain_adapt": {"cpt"},
+    "vocab_extend": {"vocab"},
+}
 
 
 @pytest.fixture(autouse=True)
@@ -28,35 +33,47 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
 
-def tiny_space(folder: Path) -> Path:
-    """Write the shipped space with other models, texts, tasks and sizes; its stages and ranges stay."""
-    data: dict[str, Any] = yaml.safe_load(SPACE.read_text())
-    for seed, name in enumerate(data["models"]):
-        data["models"][name] = str(make_model(folder / name, seed=seed))
+def tiny_space(folder: Path, name: str = "full_pipeline") -> Path:
+    """Write a shipped space with other models, texts, tasks and sizes; its stages and ranges stay."""
+    data: dict[str, Any] = yaml.safe_load((SPACES / f"{name}.yaml").read_text())
+    for seed, model in enumerate(data["models"]):
+        data["models"][model] = str(make_model(folder / model, seed=seed))
     draw = random.Random(0)
     text = folder / "text.jsonl"
     more = (*WORDS, "zebra", "quagga", "river")
     lines = [{"text": " ".join(draw.choices(more, k=10))} for _ in range(60)]
     text.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    vocab, cpt, distill = (next(iter(data["pipeline"][place].values())) for place in (1, 2, 3))
-    vocab["dataset"]["path"] = str(text)
-    vocab |= {"num_new_tokens": {"choices": [4, 8]}, "pad_to_multiple_of": 16}
-    vocab["selection"] = {"min_frequency": 4}
-    cpt["dataset"] |= {"path": str(text), "max_bytes": 1500}
-    cpt["replay"]["self_generated"] = 8
-    distill["dataset"] |= {"path": str(text), "max_tokens": 400}
-    task = make_task(folder / "tasks")
-    data["score"] |= {
-        "include_path": str(task),
-        "tasks": [{"task": "tiny_choice", "metric": "acc", "items": 12}],
-        "scorers": [],
-        "holdout": {"items": 0},
-    }
+    for entry in data["pipeline"]:
+        ((kind, block),) = entry.items()
+        if "dataset" in block:
+            block["dataset"]["path"] = str(text)
+        if kind == "vocab":
+            block |= {"num_new_tokens": {"choices": [2, 4]}, "pad_to_multiple_of": 16}
+            block["selection"]["min_frequency"] = 4
+            del block["selection"]["contrast"]  # one text alone would be held against itself
+        if kind == "cpt":
+            block["dataset"]["max_bytes"] = 1500
+            block["replay"]["self_generated"] = 8
+        if kind == "distill":
+            block["dataset"]["max_tokens"] = 400
+    _score(data["score"], folder, text)
     data["search"] |= {"trials": 5, "population": 4}
     data["engine"] = "inline"
-    path = folder / "full.yaml"
+    path = folder / f"{name}.yaml"
     path.write_text(yaml.safe_dump(data))
     return path
+
+
+def _score(score: dict[str, Any], folder: Path, text: Path) -> None:
+    """Shrink a block ``score``; roles, weights and what is asked of the holdout stay."""
+    for task in score["tasks"]:
+        make_task(folder / "tasks", name=task["task"])
+        task["items"] = 12
+    for entry in score.get("scorers", ()):
+        entry["bits_per_byte"] |= {"path": str(text), "items": 12}
+    score["backend"] = "hf"
+    score["include_path"] = str(folder / "tasks")
+    score["holdout"] |= {"items": 10, "seeds": 1, "top": 2}
 
 
 def test_every_combination_of_switches_is_a_recipe_that_fits(tmp_path: Path) -> None:
@@ -81,10 +98,20 @@ def test_every_combination_of_switches_is_a_recipe_that_fits(tmp_path: Path) -> 
 
 
 @pytest.mark.slow
-def test_a_search_over_it_ends(tmp_path: Path) -> None:
-    folder = run(load(tiny_space(tmp_path)), runs=tmp_path / "runs")
+@pytest.mark.parametrize("name", KINDS)
+def test_a_search_over_it_ends(tmp_path: Path, name: str) -> None:
+    from evolve.cli.options import load_run_config
+    from evolve.report.collect import collect
+    from evolve.report.summary import summarise
+
+    folder = run(load(tiny_space(tmp_path, name)), runs=tmp_path / "runs")
     outcomes = [record.outcome for record in folder.records()]
     assert len(outcomes) >= 5
     assert [outcome for outcome in outcomes if not isinstance(outcome, Scored)] == []
     kinds = {kind for record in folder.records() for entry in record.job.recipe.pipeline for kind in entry}
-    assert kinds == {"merge", "vocab", "cpt", "distill"}
+    assert kinds == KINDS[name]
+    found = summarise(collect(folder, load_run_config(folder)), "x")
+    assert found.trade is not None and found.trade.start == "base", "roles are set"
+    assert found.best_recipe is not None
+    asked = name == "full_pipeline" and len(found.best_recipe.pipeline) > 1
+    assert bool(found.variants.stages) == asked

@@ -99,7 +99,7 @@ def test_quadratic_form_and_gradient_against_autograd(trained: tuple[Anchor, Ewc
     for key, one in parameters.items():
         torch.testing.assert_close(one.grad.double(), wide[key].grad, rtol=1e-4, atol=1e-12)
     count = sum(one.numel() for one in parameters.values())
-    assert ready.nbytes == count * (8 if name == "ewc" else 4)
+    assert ready.nbytes == count * (8 if name == "ewc" else 4) == count * method.held
 
 
 def test_what_is_not_trained_is_not_held(trained: tuple[Anchor, EwcBlock]) -> None:
@@ -195,6 +195,7 @@ def test_lwf_is_the_divergence_from_the_start(trained: tuple[Anchor, EwcBlock], 
     found.backward()
     assert network.model.norm.weight.grad.abs().sum() > 0
     assert ready.nbytes == 4 * sum(one.numel() for one in network.parameters())
+    assert method.held == 4
 
 
 def test_lwf_with_an_adapter_takes_no_second_network(trained: tuple[Anchor, EwcBlock]) -> None:

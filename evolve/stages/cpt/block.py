@@ -25,7 +25,7 @@ Path: TypeAlias = tuple[str | int, ...]
 class DatasetBlock(DataFile):
     """The corpus: a file or a folder of ``.jsonl``, ``.parquet`` and text files."""
 
-    max_bytes: int | None = Field(default=None, ge=1)
+    max_bytes: SearchInt | None = None
     """Most bytes of it that are seen in an epoch, replay among them; absent: all."""
     max_length: int = Field(default=512, ge=2)
     """Most tokens of a row."""
@@ -40,7 +40,7 @@ class ReplayBlock(DataFile):
 
     path: str = ""
     """The text; without it ``self_generated`` is given."""
-    self_generated: int | None = Field(default=None, ge=1)
+    self_generated: SearchInt | None = None
     """So many texts that the start model writes itself, in place of a file."""
     share: SearchNumber = 0.05
     """Of the bytes that are seen, from 0 to 0.9."""
@@ -147,10 +147,13 @@ class CptBlock(StageBlock):
         if self.curriculum is not None:
             found += _between(self.curriculum.pacing, ("curriculum", "pacing"), 0.0, 1.0, above=True)
         found += _between(self.wise_ft.alpha, ("wise_ft", "alpha"), 0.0, 1.0)
+        found += _between(self.dataset.max_bytes, ("dataset", "max_bytes"), 1, None)
         for name in REGULARIZERS.names():
             block = getattr(self.regularizers, name, None)
             if block is not None:
                 found += _between(block.weight, ("regularizers", name, "weight"), 0.0, None)
+                samples = getattr(block, "samples", None)
+                found += _between(samples, ("regularizers", name, "samples"), 1, None)
                 temperature = getattr(block, "temperature", None)
                 found += _between(temperature, ("regularizers", name, "temperature"), 0.0, None, above=True)
                 if self.peft_config is not None and REGULARIZERS.load(name).weights_only:
@@ -225,6 +228,7 @@ def _replay_problems(replay: ReplayBlock | None) -> list[tuple[Path, str]]:
     if bool(replay.path) == (replay.self_generated is not None):
         message = "replay needs one of `path: FILE` and `self_generated: NUMBER`"
         found.append((("replay",), message))
+    found += _between(replay.self_generated, ("replay", "self_generated"), 1, None)
     return found + _between(replay.share, ("replay", "share"), 0.0, 0.9)
 
 
@@ -266,7 +270,7 @@ def bounds(value: SearchNumber | SearchInt) -> tuple[float, float]:
 
 
 def _between(
-    value: SearchNumber | None, path: Path, low: float, high: float | None, *, above: bool = False
+    value: SearchNumber | SearchInt | None, path: Path, low: float, high: float | None, *, above: bool = False
 ) -> list[tuple[Path, str]]:
     if value is None:
         return []

@@ -37,10 +37,11 @@ def rows_of(block: CptBlock, anchor: Anchor, *, epochs: int = 1) -> Rows:
         CandidateError: A text cannot be read, or the start model cannot do what it is asked for.
     """
     data = block.dataset
+    most = None if data.max_bytes is None else int(_number(data.max_bytes))
     tokenizer = load_tokenizer(anchor.model.files, anchor.model.config)
     try:
         documents = Documents(data.path, content=data.content)
-        chosen = choose(documents, seed=anchor.seed, max_bytes=data.max_bytes, dedup=data.deduplicate)
+        chosen = choose(documents, seed=anchor.seed, max_bytes=most, dedup=data.deduplicate)
         order = _order(block.curriculum, chosen, anchor, tokenizer) if block.curriculum else None
         layout = Layout(data.max_length, data.packing, epochs, anchor.seed, order)
         replay = _replay(block.replay, phases_of(block), anchor, tokenizer) if block.replay else None
@@ -89,7 +90,7 @@ def _replay(
             self_generated(
                 anchor.network,
                 tokenizer,
-                block.self_generated,
+                int(_number(block.self_generated)),
                 max_length=anchor.max_length,
                 seed=anchor.seed,
                 key={"model": anchor.model.content},

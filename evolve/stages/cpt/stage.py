@@ -80,6 +80,15 @@ class CptStage:
         return cast("CptBlock", block).wise_ft.alpha != 0
 
     @staticmethod
+    def holds(block: StageBlock) -> int:
+        """Return what the regularisers that are on hold of a parameter; none does with an adapter."""
+        cpt = cast("CptBlock", block)
+        if cpt.peft_config is not None:
+            return 0
+        blocks = {name: getattr(cpt.regularizers, name, None) for name in REGULARIZERS.names()}
+        return sum(REGULARIZERS.load(name).held for name, one in blocks.items() if one and one.weight)
+
+    @staticmethod
     def run(block: StageBlock, models: Mapping[str, Model], *, seed: int, memo: Memo | None = None) -> Model:
         """Train, or find what was trained, and interpolate back to the start."""
         cpt = cast("CptBlock", block)

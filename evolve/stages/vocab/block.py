@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 
-from pydantic import AfterValidator, BeforeValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Tag
 
 from evolve.config.values import (
     Block,
@@ -28,12 +28,25 @@ MOST_TOKENS = 1 << 15
 
 
 def _known(registry: Registry[Any]) -> AfterValidator:
-    def check(name: str) -> str:
-        if name not in registry:
-            raise ValueError(f"unknown {registry.kind} {name!r}{did_you_mean(name, registry.names())}")
-        return name
+    def check(value: str | Choices) -> str | Choices:
+        for name in names(value):
+            if name not in registry:
+                raise ValueError(f"unknown {registry.kind} {name!r}{did_you_mean(name, registry.names())}")
+        return value
 
     return AfterValidator(check)
+
+
+def names(value: str | Choices) -> tuple[str, ...]:
+    """Return the names that a name or a choice between names may be."""
+    return tuple(map(str, value.choices)) if isinstance(value, Choices) else (value,)
+
+
+def _kind_of_name(value: Any) -> str | None:
+    if isinstance(value, str):
+        return "name"
+    choices = isinstance(value, Choices) or (isinstance(value, dict) and "choices" in value)
+    return "choices" if choices else None
 
 
 def _as_file(value: Any) -> Any:
@@ -42,13 +55,18 @@ def _as_file(value: Any) -> Any:
 
 NamedFile: TypeAlias = Annotated[DataFile, BeforeValidator(_as_file, json_schema_input_type=str | DataFile)]
 """A file, which may be written as its path alone."""
-InitialiserName: TypeAlias = Annotated[str, _known(INITIALISERS)]
+SearchName: TypeAlias = Annotated[
+    Annotated[str, Tag("name")] | Annotated[Choices, Tag("choices")],
+    Discriminator(_kind_of_name, "wrong_shape", "expected a name, or {choices: [...]}"),
+]
+"""A name, or a choice between names."""
+InitialiserName: TypeAlias = Annotated[SearchName, _known(INITIALISERS)]
 
 
 class SelectionBlock(Block):
     """How tokens are chosen from the dataset."""
 
-    method: Annotated[str, _known(SELECTORS)] = "pair_merges"
+    method: Annotated[SearchName, _known(SELECTORS)] = "pair_merges"
     """``pair_merges``: tokens of a BPE of the dataset that are exactly two tokens of the base.
     ``continued_bpe``: the training of the base's BPE goes on. ``savings``: words, by the tokens they save."""
     min_frequency: SearchInt = 20
@@ -113,9 +131,9 @@ class VocabBlock(StageBlock):
             if value is not None and bounds(value)[0] <= 0:
                 found.append((("init", key), "must be above 0"))
         for key in ("input", "output"):
-            name = getattr(self.init, key)
-            if self.dataset is None and INITIALISERS.load(name).contexts:
-                found.append((("init", key), f"{name} looks at the contexts in a dataset: add one"))
+            for name in names(getattr(self.init, key)):
+                if self.dataset is None and INITIALISERS.load(name).contexts:
+                    found.append((("init", key), f"{name} looks at the contexts in a dataset: add one"))
         return found
 
     @classmethod
@@ -129,7 +147,7 @@ class VocabBlock(StageBlock):
     def draws(cls, plain: Mapping[str, Any]) -> bool:
         """Return whether new rows are drawn at random."""
         init = InitBlock.model_validate(plain.get("init", {}))
-        return any(INITIALISERS.load(name).random for name in (init.input, init.output))
+        return any(INITIALISERS.load(name).random for name in (*names(init.input), *names(init.output)))
 
 
 def bounds(value: SearchInt | SearchNumber) -> tuple[float, float]:

@@ -8,7 +8,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from evolve.errors import ModelError, UserError
-from evolve.stages.vocab.block import VocabBlock, bounds
+from evolve.stages.vocab.block import VocabBlock, bounds, names
 from evolve.stages.vocab.choice import Chosen, Request, Source, choose, documents
 
 if TYPE_CHECKING:
@@ -58,12 +58,13 @@ class Settings:
     count: int
 
 
-def settings(block: VocabBlock, *, widest: bool = False) -> Settings:
+def settings(block: VocabBlock, *, widest: bool = False, method: str | None = None) -> Settings:
     """Return what a block asks for.
 
     Args:
         block: Its values are fixed, unless ``widest``.
         widest: Of ranges take what gives the largest vocabulary, with the fewest tokens to choose from.
+        method: Of those that may choose the tokens; absent: the first. How many there are is the same.
 
     Raises:
         ModelError: A file cannot be read.
@@ -73,7 +74,7 @@ def settings(block: VocabBlock, *, widest: bool = False) -> Settings:
         Source.of(block.dataset),
         Source.of(block.terms),
         Source.of(block.selection.contrast) if block.dataset is not None else None,
-        block.selection.method,
+        method or names(block.selection.method)[0],
         int(bounds(block.selection.min_frequency)[end]),
     )
     return Settings(request, int(bounds(block.num_new_tokens)[end]))
@@ -133,7 +134,8 @@ def too_few(chosen: Chosen, wanted: Settings) -> str:
     if wanted.request.dataset is None:
         return f"the terms need {found} tokens, not {wanted.count}: lower it, or give a dataset too"
     return (
-        f"the dataset gives {found} tokens that occur {wanted.request.min_frequency} times or more, not "
+        f"the dataset gives {found} tokens ({wanted.request.method}) that occur "
+        f"{wanted.request.min_frequency} times or more, not "
         f"{wanted.count}: lower it or selection.min_frequency, or give more text"
     )
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, ClassVar, cast
 
 from evolve.errors import CandidateError, ModelError, UserError
-from evolve.stages.vocab.block import VocabBlock, bounds
+from evolve.stages.vocab.block import VocabBlock, bounds, names
 from evolve.stages.vocab.extension import (
     Settings,
     chosen_of,
@@ -56,11 +56,12 @@ class VocabStage:
             message = f"its tokenizer has ids up to {size - 1}, its embedding only {tables.rows} rows"
             return [("model", f"model {vocab.model!r}: {message}: mend the tokenizer or add rows first")]
         try:
-            wanted = settings(vocab, widest=True)
-            chosen = chosen_of(model, wanted.request)
-            if len(chosen.merges) < wanted.count:
-                return [("num_new_tokens", too_few(chosen, wanted))]
-            extension_of(model, wanted)
+            for method in names(vocab.selection.method):
+                wanted = settings(vocab, widest=True, method=method)
+                chosen = chosen_of(model, wanted.request)
+                if len(chosen.merges) < wanted.count:
+                    return [("num_new_tokens", too_few(chosen, wanted))]
+                extension_of(model, wanted)
         except ModelError as error:
             return [("model", f"model {vocab.model!r} cannot be extended: {error}")]
         except UserError as error:
@@ -87,7 +88,8 @@ class VocabStage:
         """Choose the tokens, so that no candidate has to. ``check`` has done it where that was called."""
         vocab = cast("VocabBlock", block)
         try:
-            chosen_of(_input(vocab, models), settings(vocab, widest=True).request)
+            for method in names(vocab.selection.method):
+                chosen_of(_input(vocab, models), settings(vocab, widest=True, method=method).request)
         except UserError as error:
             raise CandidateError("build", str(error)) from error
 
@@ -112,7 +114,7 @@ class VocabStage:
         def rules(is_embedding: bool) -> Rule:
             name = init.input if is_embedding else init.output
             norm = init.norm if is_embedding else init.output_norm
-            return Rule(name, None if norm is None else bounds(norm)[0])
+            return Rule(names(name)[0], None if norm is None else bounds(norm)[0])
 
         return extended_model(
             model,

@@ -70,6 +70,8 @@ class Regularizer(Protocol):
     block: ClassVar[type[RegularizerBlock]]
     weights_only: ClassVar[bool]
     """Whether it looks at the trained parameters alone: such a one says nothing of an adapter."""
+    held: ClassVar[int]
+    """Bytes that it holds of each parameter in full training; with an adapter none does."""
 
     @staticmethod
     def prepare(block: Any, anchor: Anchor) -> Penalty:

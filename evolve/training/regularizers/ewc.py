@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, cast
 
-from pydantic import Field
-
-from evolve.config.values import DataFile
+from evolve.config.values import DataFile, SearchInt
 from evolve.errors import CandidateError, UserError
 from evolve.training.regularizers.base import RegularizerBlock
 from evolve.training.regularizers.quadratic import Quadratic
@@ -23,7 +21,7 @@ class EwcBlock(RegularizerBlock, DataFile):
     Takes 8 bytes a trained parameter. The Fisher information is gathered once per model and text, and kept.
     """
 
-    samples: int = Field(default=256, ge=1)
+    samples: SearchInt = 256
     """Sequences of the text that the Fisher information is gathered on, each as long as a row."""
 
 
@@ -39,6 +37,7 @@ class Ewc:
     paper = "Kirkpatrick et al. 2017, Overcoming catastrophic forgetting, arXiv:1612.00796"
     block: ClassVar[type[RegularizerBlock]] = EwcBlock
     weights_only = True
+    held = 8
 
     @staticmethod
     def prepare(block: EwcBlock, anchor: Anchor) -> Penalty:
@@ -57,7 +56,7 @@ def fisher_of(block: EwcBlock, anchor: Anchor) -> dict[str, Tensor]:
 
     if block.content is None:
         raise CandidateError("invalid_recipe", "ewc: the text has no content hash")
-    most = block.samples * anchor.max_length
+    most = int(cast("int", block.samples)) * anchor.max_length
     corpus = Corpus(block.path, block.content, most, anchor.max_length, anchor.seed)
     try:
         found = statistics_of(anchor.model, "fisher", corpus)

@@ -22,6 +22,7 @@ class L2Sp:
     paper = "Li et al. 2018, Explicit inductive bias for transfer learning, arXiv:1802.01483"
     block: ClassVar[type[RegularizerBlock]] = L2SpBlock
     weights_only = True
+    held = 4
 
     @staticmethod
     def prepare(block: L2SpBlock, anchor: Anchor) -> Penalty:

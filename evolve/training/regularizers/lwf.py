@@ -34,6 +34,7 @@ class Lwf:
     paper = "Li and Hoiem 2016, Learning without forgetting, arXiv:1606.09282"
     block: ClassVar[type[RegularizerBlock]] = LwfBlock
     weights_only = False
+    held = 4
 
     @staticmethod
     def prepare(block: LwfBlock, anchor: Anchor) -> Penalty:

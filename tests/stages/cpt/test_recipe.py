@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -77,3 +78,56 @@ def test_errors_have_a_place(tmp_path: Path) -> None:
         load(config(tmp_path, replay={"share": 0.1}))
     with pytest.raises(ConfigError, match=r"unknown key.*learning_rat"):
         load(config(tmp_path, training_args={"learning_rat": 0.1}))
+
+
+def test_sizes_of_texts_may_be_ranges(tmp_path: Path) -> None:
+    """A gene gives the very block that the fixed number gives, so both share what they train."""
+    text = str(tmp_path / "domain.jsonl")
+    found = [("cpt.dataset.max_bytes", 600), ("cpt.replay.self_generated", 4)]
+    found.append(("cpt.regularizers.ewc.samples", 5))
+    plain = {"training_args": {"learning_rate": 1e-3}, "wise_ft": {"alpha": 1.0}, "enabled": True}
+
+    def space_of(most: Any, written: Any, samples: Any) -> Any:
+        changes = {
+            "dataset": {"path": text, "max_length": 32, "max_bytes": most},
+            "replay": {"self_generated": written, "share": 0.2},
+            "regularizers": {"ewc": {"path": text, "weight": 1.0, "samples": samples}},
+        }
+        return derive(pinned(load(config(tmp_path, **changes, **plain))))
+
+    space = space_of({"choices": [300, 600]}, {"low": 2, "high": 8, "step": 2}, {"low": 4, "high": 6})
+    assert [gene.name for gene in space.genes] == [name for name, _ in found]
+    contents = {"base": content_of(tmp_path / "base")}
+    values = {
+        gene.name: float(gene.choices.index(one)) for gene, (_, one) in zip(space.genes, found, strict=True)
+    }
+    made = space.recipe(values, contents)
+    assert made.hash == space_of(600, 4, 5).recipe({}, contents).hash
+    block = made.pipeline[0]["cpt"]
+    sizes = block["dataset"]["max_bytes"], block["replay"]["self_generated"]
+    assert [type(one) for one in (*sizes, block["regularizers"]["ewc"]["samples"])] == [int, int, int]
+    base = replace(open_model(tmp_path / "base"), content=contents["base"])
+    built = build(made, {"base": base})
+    assert not torch.equal(built.tensor("model.norm.weight"), base.tensor("model.norm.weight"))
+
+
+def test_what_a_fixed_number_means_for_the_key_of_a_training(tmp_path: Path) -> None:
+    """Written down from before these could be ranges: trainings that are kept must still be found."""
+    from evolve.stages.cpt.block import CptBlock
+    from evolve.stages.kept import stage_key
+
+    content = f"sha256:{7:064x}"
+    block = CptBlock.model_validate(
+        {
+            "model": "base",
+            "dataset": {"path": "a", "content": content, "max_bytes": 4000, "max_length": 64},
+            "replay": {"self_generated": 20, "share": 0.25},
+            "regularizers": {"ewc": {"path": "a", "content": content, "weight": 2.0, "samples": 16}},
+        }
+    )
+    config(tmp_path)
+    start = replace(open_model(tmp_path / "base"), content=content)
+    plain = CptBlock.effective(block.model_dump(mode="json", exclude_none=True))
+    if torch.cuda.is_available():
+        pytest.skip("the kind of device is in the key")
+    assert stage_key("cpt", 2, plain, {"base": start}, 3) == "d480f1b63d9d4f08"

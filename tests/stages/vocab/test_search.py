@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +12,7 @@ import yaml
 
 from evolve.config.load import load
 from evolve.space.space import derive
+from evolve.stages.vocab import VocabStage
 from evolve.stages.vocab.block import VocabBlock
 from evolve.weights.reader import open_model
 from tests.cli.kit import call
@@ -111,6 +113,8 @@ def test_build_from_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyP
         ({"num_new_tokens": {"low": 8, "high": 70000, "step": 8192}}, "must be from 1 to 32768"),
         ({"selection": {"method": "pair_merge"}}, "did you mean 'pair_merges'"),
         ({"init": {"input": "subtoken"}}, "unknown initialiser"),
+        ({"init": {"input": {"choices": ["random", "subtoken"]}}}, "unknown initialiser 'subtoken'"),
+        ({"init": {"output": 3}}, "expected a name, or {choices: [...]}"),
         ({"init": {"norm": 0.0}}, "must be above 0"),
         ({"dataset": None}, "give `dataset: {path: FILE}`"),
         ({"selection": {"min_frequency": 0}}, "must be at least 1"),
@@ -143,7 +147,6 @@ def test_only_ranges_that_change_shapes_say_so() -> None:
 @pytest.mark.vllm
 def test_vllm_takes_an_extended_model_and_the_plain_one_again(tmp_path: Path) -> None:
     from evolve.score.engines import vllm
-    from evolve.stages.vocab import VocabStage
     from tests.score.engines.oracle import Oracle, agree
     from tests.score.engines.test_vllm import SMALL, config, scores
     from tests.tiny import make_model
@@ -162,3 +165,61 @@ def test_vllm_takes_an_extended_model_and_the_plain_one_again(tmp_path: Path) ->
     engine.load(model)
     assert scores(engine.lm) == before
     engine.close()
+
+
+def test_names_may_be_chosen_by_genes(tmp_path: Path) -> None:
+    from tests.tiny import make_model
+
+    data = save(tmp_path / "domain.jsonl", TEXTS)
+    methods, rules = ["pair_merges", "savings"], ["subtoken_mean", "random"]
+    raw = stage(
+        data,
+        num_new_tokens=4,
+        selection={"method": {"choices": methods}, "min_frequency": 4},
+        init={"input": {"choices": rules}},
+    )
+    config = tmp_path / "c.yaml"
+    models = {"base": str(make_model(tmp_path / "base"))}
+    config.write_text(yaml.safe_dump({"models": models, "pipeline": [raw]}))
+    from evolve.config.files import pinned
+    from evolve.stages.pipeline import build
+
+    space = derive(pinned(load(config)))
+    assert [gene.choices for gene in space.genes] == [tuple(methods), tuple(rules)]
+    base = open_model(tmp_path / "base")
+    found = {}
+    for place in itertools.product((0.0, 1.0), repeat=2):
+        values = {gene.name: one for gene, one in zip(space.genes, place, strict=True)}
+        made = space.recipe(values, {"base": base.content or f"sha256:{0:064x}"})
+        block = made.pipeline[0]["vocab"]
+        method, rule = methods[int(place[0])], rules[int(place[1])]
+        kept = VocabBlock.model_validate(block)
+        assert (kept.selection.method, kept.init.input) == (method, rule)
+        assert ("seed" in block) == (rule == "random"), "only what is drawn has a seed"
+        fixed = {**raw["vocab"], "selection": {"method": method, "min_frequency": 4}, "init": {"input": rule}}
+        alone = VocabStage.run(VocabBlock.model_validate(fixed), {"base": base}, seed=0)
+        name = "model.embed_tokens.weight"
+        found[place] = build(made, {"base": base}).tensor(name)
+        assert torch.equal(found[place], alone.tensor(name))
+    assert not torch.equal(found[0.0, 0.0], found[0.0, 1.0])
+
+
+def test_every_way_to_choose_must_give_enough(tmp_path: Path) -> None:
+    """The genes may ask for any of them, so the one that gives fewest is named before the search."""
+    from evolve.stages.pipeline import check
+    from tests.tiny import make_model
+
+    data = save(tmp_path / "domain.jsonl", TEXTS)
+    base = open_model(make_model(tmp_path / "base"))
+
+    def problems(method: Any, count: int) -> list[tuple[str, str]]:
+        keys = {"selection": {"method": method, "min_frequency": 4}, "num_new_tokens": count}
+        return check([("vocab", VocabBlock.model_validate(stage(data, **keys)["vocab"]))], {"base": base})
+
+    methods = ("pair_merges", "continued_bpe", "savings")
+    most = {one: next(n for n in range(1, 200) if problems(one, n)) - 1 for one in methods}
+    fewest, widest = min(most, key=lambda one: most[one]), max(most.values())
+    assert most[fewest] < widest, "they differ"
+    assert problems({"choices": list(methods)}, most[fewest]) == []
+    ((path, message),) = problems({"choices": list(methods)}, widest)
+    assert path == "pipeline.0.vocab.num_new_tokens" and f"{most[fewest]} tokens ({fewest})" in message
