@@ -24,7 +24,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 # This folder, which Python puts on its path for a script.
-from forgetting import LENGTH, arguments, data, make_start, make_texts, mean
+from forgetting import LENGTH, arguments, data, make_start, make_texts
+from report import earlier, mean
 
 from evolve.stages.cpt.block import CptBlock
 from evolve.stages.cpt.stage import CptStage
@@ -72,7 +73,7 @@ def main() -> None:
     base = make_start(options.out / "start", texts, options.base_bytes)
     sizes = {"before": 0, "short": options.short_bytes, "end": options.bytes}
     setting = content_hash({"start": base.content, "tokens": options.new_tokens, "sizes": sizes})
-    found = _earlier(options.json, setting)
+    found = earlier(options.json, setting)
     done = {(entry["arm"], entry["seed"], entry["when"]) for entry in found}
     for seed in range(options.seeds):
         for arm in options.arms:
@@ -89,13 +90,6 @@ def main() -> None:
                 if options.json:
                     options.json.write_text(json.dumps(found, indent=1))
     report([entry for entry in found if entry["arm"] in options.arms and entry["seed"] < options.seeds])
-
-
-def _earlier(path: Path | None, setting: str) -> list[dict[str, Any]]:
-    """Return what an earlier run has measured with the same start, tokens and bytes."""
-    if path is None or not path.exists():
-        return []
-    return [entry for entry in json.loads(path.read_text()) if entry["setting"] == setting]
 
 
 def extended(base: Model, texts: dict[str, tuple[Path, Path]], arm: str, count: int, seed: int) -> Model:
