@@ -19,7 +19,7 @@ import statistics
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
@@ -38,6 +38,7 @@ from evolve.weights.tokenizer import load_tokenizer
 
 if TYPE_CHECKING:
     from evolve.weights.model import Model
+    from evolve.weights.tokenizer import Tokenizer
 
 WARM = [{"until": 0.1, "train": "new_embeddings"}, {"until": 0.2, "train": "embeddings"}, {"until": 1.0}]
 ARMS: dict[str, dict[str, Any]] = {
@@ -122,40 +123,60 @@ def trained(start: Model, texts: dict[str, tuple[Path, Path]], arm: str, size: i
     return CptStage.run(block, {"base": start}, seed=seed)
 
 
+class Bits(NamedTuple):
+    """Of a text.
+
+    Attributes:
+        per_byte: Bits that a model needs for a byte.
+        bytes_a_token: Bytes of one of its tokens.
+    """
+
+    per_byte: float
+    bytes_a_token: float
+
+
 def measured(
     model: Model, texts: dict[str, tuple[Path, Path]], most: int = 40_000, length: int = 250
 ) -> dict[str, float]:
-    """Return the bits per byte of each held-out text, and the bytes of a token of the domain.
-
-    Args:
-        model: Any.
-        texts: Name to training and held-out text.
-        most: Bytes of each held-out text.
-        length: Bytes of a paragraph that are looked at.
-    """
+    """Return the bits per byte of each held-out text, and the bytes of a token of the domain."""
     network, _ = open_network(model)
     tokenizer = load_tokenizer(model.files, model.config)
-    found = {}
-    for name in TEXTS:
-        nats = size = tokens = 0.0
-        for text in choose(Documents(texts[name][1]), seed=0, max_bytes=most).texts():
-            cut = text.encode()[:length].decode(errors="ignore")
-            first, space, rest = cut.partition(" ")
-            if not (first and space and rest.strip()):
-                continue
-            before, whole = tokenizer.encode([first, cut])
-            if whole[: len(before)] != before:
-                raise ValueError(f"a token goes over the first word of {cut[:40]!r}")
-            with torch.no_grad():
-                log_p = torch.log_softmax(network(torch.tensor([whole])).logits[0, :-1], -1)
-            targets = torch.tensor(whole[1:])
-            nats -= float(log_p.gather(1, targets[:, None])[len(before) - 1 :].sum())
-            size += len((space + rest).encode())
-            tokens += len(whole) - len(before)
-        found[name] = nats / math.log(2) / size
-        if name == "licences":
-            found["bytes_a_token"] = size / tokens
-    return found
+    bits = {name: bits_of(network, tokenizer, texts[name][1], most=most, length=length) for name in TEXTS}
+    found = {name: one.per_byte for name, one in bits.items()}
+    return {**found, "bytes_a_token": bits["licences"].bytes_a_token}
+
+
+def bits_of(network: Any, tokenizer: Tokenizer, path: Path, *, most: int = 40_000, length: int = 250) -> Bits:
+    """Return bits per byte of a text, counting the same bytes whatever the tokenizer.
+
+    Args:
+        network: Any.
+        tokenizer: Its own.
+        path: The text.
+        most: Bytes of it.
+        length: Bytes of a document that are looked at.
+
+    Raises:
+        ValueError: A token goes over the first word of a document, or no document has two words.
+    """
+    nats = size = tokens = 0.0
+    for text in choose(Documents(path), seed=0, max_bytes=most).texts():
+        cut = text.encode()[:length].decode(errors="ignore")
+        first, space, rest = cut.partition(" ")
+        if not (first and space and rest.strip()):
+            continue
+        before, whole = tokenizer.encode([first, cut])
+        if whole[: len(before)] != before:
+            raise ValueError(f"a token goes over the first word of {cut[:40]!r}")
+        with torch.no_grad():
+            log_p = torch.log_softmax(network(torch.tensor([whole])).logits[0, :-1], -1)
+        targets = torch.tensor(whole[1:])
+        nats -= float(log_p.gather(1, targets[:, None])[len(before) - 1 :].sum())
+        size += len((space + rest).encode())
+        tokens += len(whole) - len(before)
+    if not size:
+        raise ValueError(f"{path} has no document of two words")
+    return Bits(nats / math.log(2) / size, size / tokens)
 
 
 def report(found: list[dict[str, Any]]) -> None:
