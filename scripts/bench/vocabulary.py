@@ -123,16 +123,27 @@ def trained(start: Model, texts: dict[str, tuple[Path, Path]], arm: str, size: i
     return CptStage.run(block, {"base": start}, seed=seed)
 
 
-class Bits(NamedTuple):
-    """Of a text.
+class Counted(NamedTuple):
+    """What a model needs for some documents.
 
     Attributes:
-        per_byte: Bits that a model needs for a byte.
-        bytes_a_token: Bytes of one of its tokens.
+        bits: Of each document.
+        sizes: Bytes of each document.
+        tokens: Of all of them.
     """
 
-    per_byte: float
-    bytes_a_token: float
+    bits: list[float]
+    sizes: list[int]
+    tokens: int
+
+    @property
+    def per_byte(self) -> float:
+        """Bits per byte over all."""
+        return sum(self.bits) / sum(self.sizes)
+
+    @property
+    def bytes_a_token(self) -> float:
+        return sum(self.sizes) / self.tokens
 
 
 def measured(
@@ -146,8 +157,10 @@ def measured(
     return {**found, "bytes_a_token": bits["licences"].bytes_a_token}
 
 
-def bits_of(network: Any, tokenizer: Tokenizer, path: Path, *, most: int = 40_000, length: int = 250) -> Bits:
-    """Return bits per byte of a text, counting the same bytes whatever the tokenizer.
+def bits_of(
+    network: Any, tokenizer: Tokenizer, path: Path, *, most: int = 40_000, length: int = 250
+) -> Counted:
+    """Return the bits of documents, counting the same bytes whatever the tokenizer.
 
     Args:
         network: Any.
@@ -159,7 +172,7 @@ def bits_of(network: Any, tokenizer: Tokenizer, path: Path, *, most: int = 40_00
     Raises:
         ValueError: A token goes over the first word of a document, or no document has two words.
     """
-    nats = size = tokens = 0.0
+    found = Counted([], [], 0)
     for text in choose(Documents(path), seed=0, max_bytes=most).texts():
         cut = text.encode()[:length].decode(errors="ignore")
         first, space, rest = cut.partition(" ")
@@ -171,12 +184,13 @@ def bits_of(network: Any, tokenizer: Tokenizer, path: Path, *, most: int = 40_00
         with torch.no_grad():
             log_p = torch.log_softmax(network(torch.tensor([whole])).logits[0, :-1], -1)
         targets = torch.tensor(whole[1:])
-        nats -= float(log_p.gather(1, targets[:, None])[len(before) - 1 :].sum())
-        size += len((space + rest).encode())
-        tokens += len(whole) - len(before)
-    if not size:
+        nats = -float(log_p.gather(1, targets[:, None])[len(before) - 1 :].sum())
+        found.bits.append(nats / math.log(2))
+        found.sizes.append(len((space + rest).encode()))
+        found = found._replace(tokens=found.tokens + len(whole) - len(before))
+    if not found.sizes:
         raise ValueError(f"{path} has no document of two words")
-    return Bits(nats / math.log(2) / size, size / tokens)
+    return found
 
 
 def report(found: list[dict[str, Any]]) -> None:
