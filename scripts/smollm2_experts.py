@@ -141,6 +141,11 @@ def _words(text: str) -> set[str]:
     return set(re.findall(r"[a-z]{3,}", text.lower())) - {"and", "the", "system"}
 
 
+def held_out(term: str) -> bool:
+    """Whether a medical term is kept for questions: a quarter of them, decided by their names."""
+    return _share(term) < 0.25
+
+
 def medicine(text: str) -> Field:
     """Ask for the body system of a term: a quarter of the terms, as many of each system."""
     sentences: list[tuple[str, str]] = []
@@ -148,10 +153,10 @@ def medicine(text: str) -> Field:
     systems = medical_terms(text)
     each = math.ceil(MEDICINE_ITEMS / len(systems))
     for system, terms in systems.items():
-        asked = sorted((term for term in terms if _share(term) < 0.25), key=_share)[:each]
+        asked = sorted((term for term in terms if held_out(term)), key=_share)[:each]
         items += [item(_medical_prompt(term), system, list(systems)) for term in asked]
         # As many of each system, so that no answer is likelier than another.
-        trained = sorted((term for term in terms if _share(term) >= 0.25), key=_share)[:250]
+        trained = sorted((term for term in terms if not held_out(term)), key=_share)[:250]
         sentences += [(_medical_prompt(term), " " + system) for term in trained]
     return Field(sentences, items)
 

@@ -4,8 +4,13 @@
 
 A byte-level Llama of 0.9 M parameters is trained on the docstrings of Python's standard library, and goes on
 with the licence texts of the installed packages. Bits per byte of held-out paragraphs, lower is better:
-licences (the new domain), docstrings (the old one), and pydoc's topics, which neither training saw. All is
-trained by the stage cpt and kept in its cache: a run that is stopped goes on where it was.
+licences (the new domain), docstrings (the old one), and pydoc's topics, which neither training saw. The arm
+`control` goes on with as many bytes of the old text. All is trained by the stage cpt and kept in its cache: a
+run that is stopped goes on where it was.
+
+Behind every arm the straight line from the start to it is measured too, which needs no training, so that arms
+are compared where they have gained the same. Of no replay and EWC the divergence from the start is shown
+beside the quadratic form that EWC holds small.
 """
 
 from __future__ import annotations
@@ -15,7 +20,6 @@ import ast
 import hashlib
 import json
 import math
-import statistics
 import sys
 import sysconfig
 import time
@@ -24,15 +28,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from report import mean
 
-from evolve.score.forgetting import Change, pareto
+# This folder, which Python puts on its path for a script.
+from drift import drift
+from forgetting_tables import CONTROL, TEXTS, YARDSTICK, arms_table, drift_table, matched_table
+from report import earlier
+
 from evolve.stages.cpt.block import CptBlock
 from evolve.stages.cpt.stage import CptStage
 from evolve.training.collate import collate, logits_of
 from evolve.training.corpus_rows import Layout, make_rows
 from evolve.training.documents import Documents, choose
+from evolve.training.regularizers.ewc import EwcBlock
 from evolve.training.rows import IGNORED
+from evolve.types import content_hash
 from evolve.weights.content import content_of, file_content
 from evolve.weights.network import open_network
 from evolve.weights.reader import open_model
@@ -44,10 +53,9 @@ if TYPE_CHECKING:
     from evolve.weights.model import Model
 
 LENGTH = 256
-TEXTS = ("licences", "docstrings", "topics")
 
 ARMS: dict[str, dict[str, Any]] = {
-    "no_replay": {},
+    YARDSTICK: {},
     **{f"replay_{share}": {"replay": share / 100} for share in (5, 25, 50)},
     **{f"ewc_{weight}": {"regularizers": {"ewc": weight}} for weight in (1, 10, 100, 500)},
     "l2sp_0.1": {"regularizers": {"l2sp": 0.1}},
@@ -55,6 +63,7 @@ ARMS: dict[str, dict[str, Any]] = {
     **{f"wise_ft_{share}": {"wise_ft": {"alpha": share / 100}} for share in (25, 50, 75)},
     "curriculum": {"curriculum": {"order": "base_loss", "pacing": 0.2}},
     "curriculum_reversed": {"curriculum": {"order": "base_loss", "pacing": 0.2, "reverse": True}},
+    CONTROL: {"dataset": "docstrings"},
 }
 
 
@@ -65,25 +74,54 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/forgetting"), help="texts, start and results")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--arms", nargs="*", default=list(ARMS), choices=list(ARMS))
+    parser.add_argument(
+        "--alphas", nargs="*", type=float, default=[0.25, 0.5, 0.75], help="of every arm's sweep"
+    )
     parser.add_argument("--base-bytes", type=int, default=1_500_000)
     parser.add_argument("--bytes", type=int, default=600_000, help="of each arm, replay among them")
-    parser.add_argument("--json", type=Path, help="the table, for programs")
+    parser.add_argument(
+        "--json", type=Path, help="every measurement, for programs; read again by the next run"
+    )
     options = parser.parse_args()
     torch.set_num_threads(1)
     options.out.mkdir(parents=True, exist_ok=True)
     texts = make_texts(options.out / "texts")
     base = make_start(options.out / "start", texts, options.base_bytes)
-    found: list[dict[str, Any]] = [{"arm": "start", "seed": None, **measured(base, texts)}]
+    files = [file_content(path) for both in texts.values() for path in both]
+    setting = content_hash({"start": base.content, "texts": files, "bytes": options.bytes})
+    found = earlier(options.json, setting) or [{"arm": "start", "seed": None, **measured(base, texts)}]
+    found[0]["setting"] = setting
+    done = {(entry["arm"], entry["seed"], entry.get("alpha")) for entry in found}
     print(f"start {line(found[0])}", flush=True)
     for seed in range(options.seeds):
         for arm in options.arms:
-            began = time.monotonic()
-            model = CptStage.run(block_of(arm, texts, options.bytes), {"base": base}, seed=seed)
-            found.append({"arm": arm, "seed": seed, **measured(model, texts)})
-            print(f"{arm} seed {seed} {line(found[-1])} ({time.monotonic() - began:.0f} s)", flush=True)
-            if options.json:
-                options.json.write_text(json.dumps(found, indent=1))
-    report(found)
+            for alpha in (None, *(options.alphas if swept(arm) else ())):
+                if (arm, seed, alpha) in done:
+                    continue
+                began = time.monotonic()
+                model = CptStage.run(block_of(arm, texts, options.bytes, alpha), {"base": base}, seed=seed)
+                entry = {"setting": setting, "arm": arm, "seed": seed, "alpha": alpha}
+                entry |= measured(model, texts)
+                if alpha is None and drifts(arm):
+                    plain = {**data(texts["docstrings"][0]), "weight": 1.0}
+                    entry |= drift(
+                        EwcBlock.model_validate(plain), base, model, length=LENGTH, seed=seed
+                    )._asdict()
+                found.append(entry)
+                name = arm if alpha is None else f"{arm} at {alpha:g}"
+                print(f"{name} seed {seed} {line(entry)} ({time.monotonic() - began:.0f} s)", flush=True)
+                if options.json:
+                    options.json.write_text(json.dumps(found, indent=1))
+    report(found, options.arms, options.seeds)
+
+
+def swept(arm: str) -> bool:
+    """Whether the way from the start to this arm is measured; some arms are points of such a way."""
+    return arm != CONTROL and "wise_ft" not in ARMS[arm]
+
+
+def drifts(arm: str) -> bool:
+    return arm == YARDSTICK or "ewc" in ARMS[arm].get("regularizers", {})
 
 
 def make_texts(folder: Path) -> dict[str, tuple[Path, Path]]:
@@ -185,16 +223,28 @@ def arguments(rate: float) -> dict[str, Any]:
     }
 
 
-def block_of(arm: str, texts: dict[str, tuple[Path, Path]], size: int) -> CptBlock:
-    """Return the block of an arm. Replay and the Fisher information see old training text, never held-out."""
+def block_of(
+    arm: str, texts: dict[str, tuple[Path, Path]], size: int, alpha: float | None = None
+) -> CptBlock:
+    """Return the block of an arm. Replay and the Fisher information see old training text, never held-out.
+
+    Args:
+        arm: One of ARMS.
+        texts: Name to training and held-out text.
+        size: Bytes that are seen.
+        alpha: How far from the start towards the trained model; None: as the arm has it.
+    """
     plan = dict(ARMS[arm])
     rate = plan.pop("rate", 1e-3)
     old = data(texts["docstrings"][0])
+    seen = data(texts[plan.pop("dataset", "licences")][0])
     block: dict[str, Any] = {
         "model": "base",
-        "dataset": {**data(texts["licences"][0]), "max_bytes": size, "max_length": LENGTH},
+        "dataset": {**seen, "max_bytes": size, "max_length": LENGTH},
         "training_args": arguments(rate),
     }
+    if alpha is not None:
+        plan["wise_ft"] = {"alpha": alpha}
     if "replay" in plan:
         block["replay"] = {**old, "share": plan.pop("replay")}
     if "regularizers" in plan:
@@ -234,21 +284,20 @@ def line(entry: dict[str, Any]) -> str:
     return " ".join(f"{name} {entry[name]:.3f}" for name in TEXTS)
 
 
-def report(found: list[dict[str, Any]]) -> None:
-    """Print a table with 95 % intervals over the seeds, and the front of gain against forgetting."""
-    start = found[0]
-    arms = list(dict.fromkeys(entry["arm"] for entry in found[1:]))
-    points = []
-    print(f"\n| arm | {' | '.join(TEXTS)} | gain | forgetting |\n|---|---|---|---|---|---|")
-    print(f"| start | {' | '.join(f'{start[name]:.3f}' for name in TEXTS)} | | |")
-    for arm in arms:
-        entries = [entry for entry in found if entry["arm"] == arm]
-        cells = [mean([entry[name] for entry in entries]) for name in TEXTS]
-        gains = [start["licences"] - entry["licences"] for entry in entries]
-        losses = [entry["docstrings"] - start["docstrings"] for entry in entries]
-        points.append(Change(statistics.mean(gains), statistics.mean(losses)))
-        print(f"| {arm} | {' | '.join(cells)} | {mean(gains)} | {mean(losses)} |")
-    print("\nfront:", ", ".join(arms[place] for place in pareto(points)))
+def report(found: list[dict[str, Any]], arms: list[str], seeds: int) -> None:
+    """Print the tables of these arms and of what they are held against, with 95 % intervals over seeds."""
+    wanted = {*arms, YARDSTICK, CONTROL}
+    asked = [found[0], *(entry for entry in found[1:] if entry["arm"] in wanted and entry["seed"] < seeds)]
+    print("", *arms_table(asked), sep="\n")
+    for title, lines in (
+        (
+            "forgetting where each arm, interpolated from the start, reaches the same gain",
+            matched_table(asked),
+        ),
+        ("on the text of the Fisher information, thousandths of a nat per token", drift_table(asked)),
+    ):
+        if lines:
+            print(f"\n{title}\n", *lines, sep="\n")
 
 
 if __name__ == "__main__":

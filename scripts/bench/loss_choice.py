@@ -139,7 +139,12 @@ def distance(student: Any, teacher: Any, rows: list[Row], vocabulary: int) -> di
 
 def accuracy(network: Any, tokenizer: Any, items: list[dict[str, Any]]) -> float:
     """Return the share of questions whose right answer is the likeliest of the four."""
-    right = 0
+    return sum(answered(network, tokenizer, items)) / len(items)
+
+
+def answered(network: Any, tokenizer: Any, items: list[dict[str, Any]]) -> list[bool]:
+    """Return for each question whether its right answer is the likeliest of the four."""
+    found = []
     for item in items:
         texts = [f"{item['question']} {choice}" for choice in item["choices"]]
         first = len(tokenizer.encode([item["question"]])[0])
@@ -152,8 +157,8 @@ def accuracy(network: Any, tokenizer: Any, items: list[dict[str, Any]]) -> float
             sum(float(log_q[place, at - 1, one[at]]) for at in range(first, len(one)))
             for place, one in enumerate(ids)
         ]
-        right += scores.index(max(scores)) == item["answer"]
-    return right / len(items)
+        found.append(scores.index(max(scores)) == item["answer"])
+    return found
 
 
 class Yardstick:

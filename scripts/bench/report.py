@@ -84,6 +84,13 @@ def mean(values: list[float]) -> str:
     return f"{text} ± {half:.3f}"
 
 
+def earlier(path: Path | None, setting: str) -> list[dict[str, Any]]:
+    """Return what an earlier run has measured with the same setting, which stands in every entry."""
+    if path is None or not path.exists():
+        return []
+    return [entry for entry in json.loads(path.read_text()) if entry.get("setting") == setting]
+
+
 def write(path: Path | None, document: dict[str, Any], rows: list[Row]) -> None:
     """Write the JSON file, if one was asked for."""
     if path is None:

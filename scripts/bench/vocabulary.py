@@ -19,12 +19,13 @@ import statistics
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
 # This folder, which Python puts on its path for a script.
-from forgetting import LENGTH, arguments, data, make_start, make_texts, mean
+from forgetting import LENGTH, arguments, data, make_start, make_texts
+from report import earlier, mean
 
 from evolve.stages.cpt.block import CptBlock
 from evolve.stages.cpt.stage import CptStage
@@ -37,6 +38,7 @@ from evolve.weights.tokenizer import load_tokenizer
 
 if TYPE_CHECKING:
     from evolve.weights.model import Model
+    from evolve.weights.tokenizer import Tokenizer
 
 WARM = [{"until": 0.1, "train": "new_embeddings"}, {"until": 0.2, "train": "embeddings"}, {"until": 1.0}]
 ARMS: dict[str, dict[str, Any]] = {
@@ -72,7 +74,7 @@ def main() -> None:
     base = make_start(options.out / "start", texts, options.base_bytes)
     sizes = {"before": 0, "short": options.short_bytes, "end": options.bytes}
     setting = content_hash({"start": base.content, "tokens": options.new_tokens, "sizes": sizes})
-    found = _earlier(options.json, setting)
+    found = earlier(options.json, setting)
     done = {(entry["arm"], entry["seed"], entry["when"]) for entry in found}
     for seed in range(options.seeds):
         for arm in options.arms:
@@ -89,13 +91,6 @@ def main() -> None:
                 if options.json:
                     options.json.write_text(json.dumps(found, indent=1))
     report([entry for entry in found if entry["arm"] in options.arms and entry["seed"] < options.seeds])
-
-
-def _earlier(path: Path | None, setting: str) -> list[dict[str, Any]]:
-    """Return what an earlier run has measured with the same start, tokens and bytes."""
-    if path is None or not path.exists():
-        return []
-    return [entry for entry in json.loads(path.read_text()) if entry["setting"] == setting]
 
 
 def extended(base: Model, texts: dict[str, tuple[Path, Path]], arm: str, count: int, seed: int) -> Model:
@@ -128,39 +123,73 @@ def trained(start: Model, texts: dict[str, tuple[Path, Path]], arm: str, size: i
     return CptStage.run(block, {"base": start}, seed=seed)
 
 
+class Counted(NamedTuple):
+    """What a model needs for some documents.
+
+    Attributes:
+        bits: Of each document.
+        sizes: Bytes of each document.
+        tokens: Of all of them.
+    """
+
+    bits: list[float]
+    sizes: list[int]
+    tokens: int
+
+    @property
+    def per_byte(self) -> float:
+        """Bits per byte over all."""
+        return sum(self.bits) / sum(self.sizes)
+
+    @property
+    def bytes_a_token(self) -> float:
+        return sum(self.sizes) / self.tokens
+
+
 def measured(
     model: Model, texts: dict[str, tuple[Path, Path]], most: int = 40_000, length: int = 250
 ) -> dict[str, float]:
-    """Return the bits per byte of each held-out text, and the bytes of a token of the domain.
-
-    Args:
-        model: Any.
-        texts: Name to training and held-out text.
-        most: Bytes of each held-out text.
-        length: Bytes of a paragraph that are looked at.
-    """
+    """Return the bits per byte of each held-out text, and the bytes of a token of the domain."""
     network, _ = open_network(model)
     tokenizer = load_tokenizer(model.files, model.config)
-    found = {}
-    for name in TEXTS:
-        nats = size = tokens = 0.0
-        for text in choose(Documents(texts[name][1]), seed=0, max_bytes=most).texts():
-            cut = text.encode()[:length].decode(errors="ignore")
-            first, space, rest = cut.partition(" ")
-            if not (first and space and rest.strip()):
-                continue
-            before, whole = tokenizer.encode([first, cut])
-            if whole[: len(before)] != before:
-                raise ValueError(f"a token goes over the first word of {cut[:40]!r}")
-            with torch.no_grad():
-                log_p = torch.log_softmax(network(torch.tensor([whole])).logits[0, :-1], -1)
-            targets = torch.tensor(whole[1:])
-            nats -= float(log_p.gather(1, targets[:, None])[len(before) - 1 :].sum())
-            size += len((space + rest).encode())
-            tokens += len(whole) - len(before)
-        found[name] = nats / math.log(2) / size
-        if name == "licences":
-            found["bytes_a_token"] = size / tokens
+    bits = {name: bits_of(network, tokenizer, texts[name][1], most=most, length=length) for name in TEXTS}
+    found = {name: one.per_byte for name, one in bits.items()}
+    return {**found, "bytes_a_token": bits["licences"].bytes_a_token}
+
+
+def bits_of(
+    network: Any, tokenizer: Tokenizer, path: Path, *, most: int = 40_000, length: int = 250
+) -> Counted:
+    """Return the bits of documents, counting the same bytes whatever the tokenizer.
+
+    Args:
+        network: Any.
+        tokenizer: Its own.
+        path: The text.
+        most: Bytes of it.
+        length: Bytes of a document that are looked at.
+
+    Raises:
+        ValueError: A token goes over the first word of a document, or no document has two words.
+    """
+    found = Counted([], [], 0)
+    for text in choose(Documents(path), seed=0, max_bytes=most).texts():
+        cut = text.encode()[:length].decode(errors="ignore")
+        first, space, rest = cut.partition(" ")
+        if not (first and space and rest.strip()):
+            continue
+        before, whole = tokenizer.encode([first, cut])
+        if whole[: len(before)] != before:
+            raise ValueError(f"a token goes over the first word of {cut[:40]!r}")
+        with torch.no_grad():
+            log_p = torch.log_softmax(network(torch.tensor([whole])).logits[0, :-1], -1)
+        targets = torch.tensor(whole[1:])
+        nats = -float(log_p.gather(1, targets[:, None])[len(before) - 1 :].sum())
+        found.bits.append(nats / math.log(2))
+        found.sizes.append(len((space + rest).encode()))
+        found = found._replace(tokens=found.tokens + len(whole) - len(before))
+    if not found.sizes:
+        raise ValueError(f"{path} has no document of two words")
     return found
 
 

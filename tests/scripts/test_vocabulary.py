@@ -59,8 +59,8 @@ def test_what_was_measured_is_read_again(tmp_path: Path, bench: Any, capsys: Any
     ]
     path = tmp_path / "found.json"
     path.write_text(json.dumps(rows))
-    assert bench._earlier(path, "a") == rows
-    assert bench._earlier(path, "b") == []
+    assert bench.earlier(path, "a") == rows
+    assert bench.earlier(path, "b") == []
     bench.report(rows)
     lines = capsys.readouterr().out.splitlines()
     off, random = (line for line in lines if line.startswith(("| off", "| random")))
