@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, cast
 from evolve.config.values import DataFile
 from evolve.errors import CandidateError, ModelError, UserError
 from evolve.generate.blocks import ApiTeacher
+from evolve.generate.checks import fixed
 from evolve.registry import LOSSES
 from evolve.stages.distill.block import DistillBlock
 from evolve.stages.distill.checks import captured_problems, depth_problems
@@ -180,9 +181,10 @@ def _rows(block: DistillBlock, text: DataFile, tokenizer: Tokenizer, seed: int) 
         rationale=block.rationale,
         seed=shuffle,
     )
-    epochs = _whole(block.training_args.num_train_epochs)
+    epochs = fixed(block.training_args.num_train_epochs)
     order = _order(block.curriculum) if block.curriculum else None
-    layout = Layout(data.max_length, data.max_tokens, data.packing, epochs, seed, order)
+    most = None if data.max_tokens is None else fixed(data.max_tokens)
+    layout = Layout(data.max_length, most, data.packing, epochs, seed, order)
     return rows_of(documents, layout, left_out=left_out)
 
 
@@ -296,12 +298,6 @@ def _data_problems(path: str) -> list[tuple[str, str]]:
     if not Path(path).expanduser().is_file():
         return [("dataset.path", f"{path}: no such file")]
     return []
-
-
-def _whole(value: Any) -> int:
-    if isinstance(value, int):
-        return value
-    raise ValueError("num_train_epochs must be fixed")
 
 
 def _device() -> str:

@@ -11,6 +11,7 @@ import torch
 import yaml
 
 from evolve.cli.main import cli
+from evolve.config.plain import ranges
 from evolve.config.values import DataFile
 from evolve.errors import CandidateError
 from evolve.stages.distill.block import DistillBlock
@@ -87,6 +88,31 @@ def test_the_student_comes_nearer_to_the_teacher(home: Path) -> None:
     # The first line of the log is the distance at the start, over the first step's rows.
     assert log["log"][0]["kl"] == pytest.approx(before, rel=0.2)
     assert log["log"][-1]["kl"] < log["log"][0]["kl"]
+
+
+def test_every_budget_has_the_whole_schedule(home: Path) -> None:
+    """A rung of a search is no training that was cut off: its rate has come down to the end."""
+    choices = [60, 120, 240]
+    data = {"path": str(home / "data.jsonl"), "max_length": 48, "packing": False}
+    searched = block(home, dataset={**data, "max_tokens": {"choices": choices}})
+    assert searched.problems() == [] and [path for path, _ in ranges(searched)] == [("dataset", "max_tokens")]
+    arguments = {"learning_rate": 1e-3, "per_device_train_batch_size": 4, "warmup_steps": 0}
+    seen = []
+    for most in choices:
+        made = run(
+            home,
+            dataset={**data, "max_tokens": most},
+            training_args={**arguments, "lr_scheduler_type": "linear"},
+        )
+        report = json.loads((made.files / "training.json").read_text())  # type: ignore[operator]
+        steps, log = report["steps"], report["log"]
+        assert report["data"]["tokens"] <= most
+        # Linear: the rate of step k of n is (n - k + 1) / n of the largest one.
+        assert [line["step"] for line in log] == list(range(1, steps + 1))
+        rates = [line["learning_rate"] for line in log]
+        assert rates == pytest.approx([1e-3 * (steps - step) / steps for step in range(steps)])
+        seen.append(steps)
+    assert seen == sorted(set(seen)), "budgets that differ"
 
 
 def test_the_same_values_are_trained_once(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
