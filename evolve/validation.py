@@ -82,12 +82,14 @@ class Checked:
         parents: Name to parent, contents left empty.
         warnings: Sentences for the user.
         facts: What a search will need.
+        loaded: The config, the score's items handed to the stages that must not learn them.
         overlaps: What the items share with the texts that the recipe reads.
     """
 
     parents: Mapping[str, Parent]
     warnings: tuple[str, ...]
     facts: Facts
+    loaded: Loaded
     overlaps: tuple[Overlap, ...] = ()
 
 
@@ -101,6 +103,7 @@ def check(loaded: Loaded, *, runs: Path = Path("runs")) -> Checked:
     Raises:
         ConfigError: Everything that is wrong, at once.
     """
+    from evolve.score.handed import with_items, without_items
     from evolve.weights.remarks import remarks
 
     parents, models, problems = open_parents(loaded)
@@ -112,6 +115,8 @@ def check(loaded: Loaded, *, runs: Path = Path("runs")) -> Checked:
         scored = _tasks(loaded, score)
         problems += scored.problems
     problems += _search_problems(loaded, scored)
+    loaded = loaded if problems else with_items(loaded, scored.tasks)
+    problems = problems or without_items(loaded)
     if problems:
         raise ConfigError(problems)
     facts = _facts(loaded, models, scored.items, runs)
@@ -120,7 +125,7 @@ def check(loaded: Loaded, *, runs: Path = Path("runs")) -> Checked:
     if problems:
         raise ConfigError(problems)
     warnings = (*remarks(parents, models), *_warnings(loaded, facts), *shared.warnings)
-    return Checked(parents, warnings, facts, shared.overlaps)
+    return Checked(parents, warnings, facts, loaded, shared.overlaps)
 
 
 def open_parents(loaded: Loaded) -> tuple[dict[str, Parent], dict[str, Model], list[Problem]]:
