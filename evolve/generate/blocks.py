@@ -227,6 +227,8 @@ class GenerateBlock(Block):
     """When to stop asking."""
     concurrency: int = Field(default=8, ge=1, le=1000)
     """Requests at a time."""
+    content: str | None = Field(default=None, pattern="^sha256:[0-9a-f]{64}$")
+    """What the rows must be. An exported recipe says it: who is asked again may answer something else."""
 
     def problems(self) -> list[tuple[Path, str]]:
         """Return what the types cannot say, as ``(path inside the block, message with the mend)``."""

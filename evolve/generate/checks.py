@@ -41,8 +41,8 @@ _LOWEST_HIGHEST: dict[tuple[str, ...], tuple[float, float]] = {
 }
 """Bounds of numbers that may be ranges."""
 
-_HOW = ("budget", "concurrency")
-"""Keys of the block that say how it is asked."""
+_HOW = ("budget", "concurrency", "content")
+"""Keys of the block that say how it is asked, and what must come of it."""
 
 
 def check_teacher(teacher: ApiTeacher) -> list[tuple[Path, str]]:

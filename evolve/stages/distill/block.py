@@ -26,8 +26,16 @@ from evolve.training.arguments import PeftConfig, TrainingArgs, ends
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
+
+class ApiTeacherBlock(ApiTeacher):
+    """A model behind an OpenAI-compatible server."""
+
+    kind: Literal["api"]  # type: ignore[mutable-override]  # Without a default, which a recipe leaves out.
+    """A teacher that only gives text."""
+
+
 TeacherKinds = Annotated[
-    HfTeacherBlock | VllmTeacherBlock | DatasetTeacherBlock | ApiTeacher, Field(discriminator="kind")
+    HfTeacherBlock | VllmTeacherBlock | DatasetTeacherBlock | ApiTeacherBlock, Field(discriminator="kind")
 ]
 
 

@@ -59,6 +59,7 @@ def text_of(block: DistillBlock) -> Text:
             block.generate, block.teacher, folder=cache_folder("generated"), progress=_progress(block.name)
         )
     _require_whole(made)
+    made.require(block.generate.content)
     for warning in made.warnings:
         logger.warning("distill: %s", warning)
     logger.info("distill: the teacher wrote %d rows, %d answers asked for now", made.rows, made.asked)
