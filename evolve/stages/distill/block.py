@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 class ApiTeacherBlock(ApiTeacher):
     """A model behind an OpenAI-compatible server."""
 
-    kind: Literal["api"]  # type: ignore[mutable-override]  # Without a default, which a recipe leaves out.
+    kind: Literal["api"]  # Without a default, which a recipe leaves out.
     """A teacher that only gives text."""
 
 
