@@ -364,15 +364,21 @@ def _gpus() -> int:
     return sum(1 for file in Path("/dev").glob("nvidia[0-9]*"))
 
 
-def free_memory() -> int | None:
-    """Return the free memory of this machine in bytes, or None where it does not say."""
+def free_memory(*, swap: bool = False) -> int | None:
+    """Return the free memory of this machine in bytes, ``swap`` with what it can page out, or None.
+
+    None: it does not say.
+    """
     try:
         lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
     except OSError:
         return None
     values = dict(line.split(":", 1) for line in lines if ":" in line)
     kilobytes = values.get("MemAvailable", "").split()
-    return int(kilobytes[0]) * 1024 if kilobytes else None
+    if not kilobytes:
+        return None
+    paged = values.get("SwapFree", "").split()[:1] if swap else []
+    return sum(int(number) for number in (kilobytes[0], *paged)) * 1024
 
 
 def _existing(folder: Path) -> Path:

@@ -58,6 +58,18 @@ class Stage(Protocol):
         return True
 
     @staticmethod
+    def extra_training_bytes(block: StageBlock, models: Mapping[str, Model]) -> int:
+        """Bytes that training takes beside the model that is trained, such as a teacher's.
+
+        A stage without any may leave this method out.
+
+        Args:
+            block: No ranges in it.
+            models: Name to headers, at least those of ``inputs(block)``.
+        """
+        return 0
+
+    @staticmethod
     def outline(block: StageBlock, models: Mapping[str, Model]) -> Model:
         """Return a model with the config, specs and files that the output will have; no tensor is read.
 

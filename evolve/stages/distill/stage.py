@@ -57,6 +57,21 @@ class DistillStage:
         return not isinstance(cast("DistillBlock", block).teacher, VllmTeacherBlock)
 
     @staticmethod
+    def extra_training_bytes(block: StageBlock, models: Mapping[str, Model]) -> int:
+        """Return the bytes of the frozen teacher, in the type that it is read in."""
+        from evolve.weights.header import nbytes
+
+        distill = cast("DistillBlock", block)
+        asked = distill.seq_kd is True or any(
+            LOSSES.load(entry.function).teacher for entry in distill.loss_functions if entry.weight != 0
+        )
+        if distill.named_teacher is None or not asked:
+            return 0
+        teacher = models[distill.named_teacher]
+        specs = [spec for name, spec in teacher.specs.items() if name not in teacher.same]
+        return sum(4 * spec.numel if _device() == "cpu" else nbytes(spec) for spec in specs)
+
+    @staticmethod
     def inputs(block: StageBlock) -> tuple[str, ...]:
         """Return the student, then the teacher where it is a model."""
         distill = cast("DistillBlock", block)
