@@ -162,7 +162,7 @@ def prepare(
     for warning in checked.warnings:
         if notify is not None:
             notify(warning)
-    loaded = pinned(loaded)
+    loaded = pinned(checked.loaded)
     parents = {
         name: replace(parent, content=content_of(parent.path)) for name, parent in checked.parents.items()
     }

@@ -151,6 +151,7 @@ class Training:
         columns: Names of the numbers of a row: ``step``, ``loss`` (nats per token that counts), and what the
             objective says beside them.
         rows: One for each point of the curve, in the order of the steps; NaN where a number is not known.
+        written: ``sha256:...`` of the text, where a teacher behind an API wrote it; "" where it was there.
     """
 
     stage: str
@@ -159,6 +160,7 @@ class Training:
     seconds: float
     columns: tuple[str, ...] = ()
     rows: tuple[tuple[float, ...], ...] = ()
+    written: str = ""
 
     def curve(self, column: str = "loss") -> list[tuple[float, float]]:
         """Return ``(step, number)`` of one column, as far as it is finite; empty where there is none."""
@@ -279,6 +281,7 @@ def training_to_json(training: Training) -> dict[str, Any]:
         "seconds": training.seconds,
         "columns": list(training.columns),
         "rows": [[_finite_or_none(number) for number in row] for row in training.rows],
+        **({"written": training.written} if training.written else {}),
     }
 
 
@@ -290,6 +293,7 @@ def _training_from_json(data: Mapping[str, Any]) -> Training:
         seconds=data["seconds"],
         columns=tuple(data["columns"]),
         rows=tuple(tuple(_nan_if_none(number) for number in row) for row in data["rows"]),
+        written=data.get("written", ""),
     )
 
 

@@ -84,12 +84,14 @@ class Checked:
         parents: Name to parent, contents left empty.
         warnings: Sentences for the user.
         facts: What a search will need.
+        loaded: The config, the score's items handed to the stages that must not learn them.
         overlaps: What the items share with the texts that the recipe reads.
     """
 
     parents: Mapping[str, Parent]
     warnings: tuple[str, ...]
     facts: Facts
+    loaded: Loaded
     overlaps: tuple[Overlap, ...] = ()
 
 
@@ -103,6 +105,7 @@ def check(loaded: Loaded, *, runs: Path = Path("runs")) -> Checked:
     Raises:
         ConfigError: Everything that is wrong, at once.
     """
+    from evolve.score.handed import with_items, without_items
     from evolve.weights.remarks import remarks
 
     parents, models, problems = open_parents(loaded)
@@ -114,6 +117,8 @@ def check(loaded: Loaded, *, runs: Path = Path("runs")) -> Checked:
         scored = _tasks(loaded, score)
         problems += scored.problems
     problems += _search_problems(loaded, scored)
+    loaded = loaded if problems else with_items(loaded, scored.tasks)
+    problems = problems or without_items(loaded)
     if problems:
         raise ConfigError(problems)
     facts = _facts(loaded, models, scored.items, runs)
@@ -122,7 +127,7 @@ def check(loaded: Loaded, *, runs: Path = Path("runs")) -> Checked:
     if problems:
         raise ConfigError(problems)
     warnings = (*remarks(parents, models), *_warnings(loaded, facts), *shared.warnings)
-    return Checked(parents, warnings, facts, shared.overlaps)
+    return Checked(parents, warnings, facts, loaded, shared.overlaps)
 
 
 def open_parents(loaded: Loaded) -> tuple[dict[str, Parent], dict[str, Model], list[Problem]]:
@@ -361,15 +366,21 @@ def _gpus() -> int:
     return sum(1 for file in Path("/dev").glob("nvidia[0-9]*"))
 
 
-def free_memory() -> int | None:
-    """Return the free memory of this machine in bytes, or None where it does not say."""
+def free_memory(*, swap: bool = False) -> int | None:
+    """Return the free memory of this machine in bytes, ``swap`` with what it can page out, or None.
+
+    None: it does not say.
+    """
     try:
         lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
     except OSError:
         return None
     values = dict(line.split(":", 1) for line in lines if ":" in line)
     kilobytes = values.get("MemAvailable", "").split()
-    return int(kilobytes[0]) * 1024 if kilobytes else None
+    if not kilobytes:
+        return None
+    paged = values.get("SwapFree", "").split()[:1] if swap else []
+    return sum(int(number) for number in (kilobytes[0], *paged)) * 1024
 
 
 def _existing(folder: Path) -> Path:

@@ -58,12 +58,13 @@ def open_contents(loaded: Loaded) -> dict[str, Parent]:
     Raises:
         ConfigError: Everything that is wrong, at once.
     """
+    from evolve.score.handed import without_items
     from evolve.validation import open_parents, stage_problems
     from evolve.weights.content import content_of
     from evolve.weights.remarks import remarks
 
     parents, models, problems = open_parents(loaded)
-    problems = problems or stage_problems(loaded, models)
+    problems = problems or [*stage_problems(loaded, models), *without_items(loaded)]
     if problems:
         raise ConfigError(problems)
     for remark in remarks(parents, models):

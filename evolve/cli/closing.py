@@ -118,6 +118,7 @@ def _recipe_text(run: RunDir, loaded: Loaded, summary: Summary) -> str:
         name=f"{summary.name}-best",
         score=loaded.config.score,
         notes=notes(summary),
+        training=summary.training,
     )
 
 
@@ -140,6 +141,7 @@ def _export(
         loaded.config.score,
         text.rows(summary, summary.table),
         [text.footnote(summary)],
+        summary.training,
     )
     if built_recipe(model) == summary.best_recipe.hash:
         # The scores in its card may be those of another scoring.

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from evolve.report.collect import Material, Trial
     from evolve.report.summary import Summary
     from evolve.store.rundir import RunDir
-    from evolve.types import Recipe
+    from evolve.types import Recipe, Training
     from evolve.weights.writer import Target
 
 
@@ -120,6 +120,7 @@ def _text(material: Material, summary: Summary, trial: Trial, recipe: Recipe, ta
         name=_title(material, trial),
         score=material.loaded.config.score,
         notes=lines,
+        training=_training(trial),
     )
 
 
@@ -139,6 +140,7 @@ def _model(material: Material, summary: Summary, trial: Trial, target: Target, f
                 material.loaded.config.score,
                 scores(summary, trial),
                 notes(material, summary, trial)[:1],
+                _training(trial),
             ),
             folder=folder,
             progress=progress,
@@ -152,6 +154,10 @@ def scores(summary: Summary, trial: Trial) -> tuple[Sequence[str], Sequence[Sequ
     others = [entry for entry in summary.top if entry.number == trial.number]
     first = () if summary.best is not None and summary.best.number == trial.number else tuple(others)
     return text.rows(summary, (*first, *summary.table))
+
+
+def _training(trial: Trial) -> Sequence[Training]:
+    return trial.scored.training if trial.scored is not None else ()
 
 
 def _title(material: Material, trial: Trial) -> str:

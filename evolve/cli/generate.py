@@ -68,6 +68,7 @@ def generate(
             banned=_banned(loaded, banned),
         )
     _report(made)
+    made.require(loaded.generate.content)
     if not made.rows:
         raise UserError("no row is left: see above what removed them")
 

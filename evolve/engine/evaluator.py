@@ -31,6 +31,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+_CLEARLY = 1.25
+"""Training fails before it starts where it surely takes so many times what is free."""
+
 
 class Evaluator:
     """Builds recipes into a running engine and scores them, one at a time."""
@@ -159,6 +162,7 @@ class Evaluator:
         if _is_short(needed, anywhere=True):
             logger.warning("training takes about %.1f GB, and less is free", needed / 1e9)
         try:
+            _require_room(training_bytes(recipe, self._parents, least=True))
             yield
         finally:
             _empty_cache()
@@ -239,6 +243,36 @@ def _is_short(needed: int, *, anywhere: bool = False) -> bool:
     needed *= processes()
     free = free_memory()
     return free is not None and free < needed
+
+
+def _require_room(needed: int) -> None:
+    """Raise where training surely takes much more than there is: else the system ends a process, any one.
+
+    Args:
+        needed: Bytes of one process that trains, activations left out.
+
+    Raises:
+        CandidateError: ``oom``.
+    """
+    import torch
+
+    from evolve.stages.together import processes
+    from evolve.validation import free_memory
+
+    if torch.cuda.is_available():
+        free, where = torch.cuda.mem_get_info()[0], "on the GPU"
+    else:
+        needed *= processes()
+        found = free_memory(swap=True)
+        if found is None:
+            return
+        free, where = found, "with swap"
+    if needed > _CLEARLY * free:
+        raise CandidateError(
+            "oom",
+            f"training takes at least {needed / 1e9:.3g} GB, and {free / 1e9:.3g} GB are free {where}: use "
+            "peft_config, a smaller student or teacher, teacher.kind dataset, or a machine with more memory",
+        )
 
 
 def _empty_cache() -> None:

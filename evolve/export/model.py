@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 from evolve.errors import CandidateError, UserError
 from evolve.export.card import card
-from evolve.export.recipe import recipe_yaml
+from evolve.export.recipe import recipe_yaml, written_down
+from evolve.types import Recipe
 from evolve.weights.files import CARD, RECIPE
 from evolve.weights.location import parts
 
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from evolve.config.schema import ScoreConfig
-    from evolve.types import Parent, Recipe
+    from evolve.types import Parent, Training
     from evolve.weights.writer import Target
 
 
@@ -31,12 +32,15 @@ class About:
         score: How it was scored.
         scores: Header and rows of the table of scores.
         notes: Sentences below the table.
+        training: What its training stages showed when it was scored: texts that a teacher wrote then are
+            those that are trained on now.
     """
 
     name: str
     score: ScoreConfig | None = None
     scores: tuple[Sequence[str], Sequence[Sequence[str]]] | None = None
     notes: Sequence[str] = ()
+    training: Sequence[Training] = ()
 
 
 def export_model(
@@ -69,9 +73,11 @@ def export_model(
     if target.replace:
         _require_no_parent(target.out, parents)
     models = {model: open_model(parents[model].path) for model in recipe.models}
+    meant = Recipe.make(recipe.models, written_down(recipe.pipeline, about.training))
+    shown: list[Training] = []
     try:
-        train_together(recipe, {name: parents[name].path for name in recipe.models}, folder=folder)
-        model = build(recipe, models, folder=folder)
+        train_together(meant, {name: parents[name].path for name in recipe.models}, folder=folder)
+        model = build(meant, models, folder=folder, told=shown.append)
         done = 0
 
         def counted(tensor: str) -> Tensor:
@@ -85,7 +91,7 @@ def export_model(
         write_model(
             replace(model, tensor=counted),
             target.out,
-            extra=described(recipe, parents, about),
+            extra=described(recipe, parents, replace(about, training=shown)),
             shard_bytes=target.shard_bytes,
             replace=target.replace,
         )
@@ -95,7 +101,14 @@ def export_model(
 
 def described(recipe: Recipe, parents: Mapping[str, Parent], about: About) -> dict[str, str]:
     """Return file name to text of what says where an exported model comes from: its card and its recipe."""
-    text = recipe_yaml(recipe, parents, name=about.name, score=about.score, notes=about.notes)
+    text = recipe_yaml(
+        recipe,
+        parents,
+        name=about.name,
+        score=about.score,
+        notes=about.notes,
+        training=about.training,
+    )
     readme = card(recipe, parents, name=about.name, recipe_text=text, scores=about.scores, notes=about.notes)
     return {CARD: readme, RECIPE: text}
 

@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias, get_args
 
-from pydantic import BeforeValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Tag
 
-from evolve.config.values import Block, DataFile, ItemsFile, SearchInt, SearchNumber, SearchSwitch
+from evolve.config.values import (
+    Block,
+    Choices,
+    DataFile,
+    ItemsFile,
+    SearchInt,
+    SearchNumber,
+    SearchSwitch,
+)
 from evolve.generate.checks import (
     check_generate,
     check_rationale,
@@ -16,8 +25,6 @@ from evolve.generate.checks import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from evolve.config.yaml import Path
 
 
@@ -220,6 +227,8 @@ class GenerateBlock(Block):
     """When to stop asking."""
     concurrency: int = Field(default=8, ge=1, le=1000)
     """Requests at a time."""
+    content: str | None = Field(default=None, pattern="^sha256:[0-9a-f]{64}$")
+    """What the rows must be. An exported recipe says it: who is asked again may answer something else."""
 
     def problems(self) -> list[tuple[Path, str]]:
         """Return what the types cannot say, as ``(path inside the block, message with the mend)``."""
@@ -231,10 +240,33 @@ class GenerateBlock(Block):
         return without_effect(plain)
 
 
+Rationale = Literal["inline", "second_task", "none", "shuffled"]
+_MODES = "'inline', 'second_task', 'none', 'shuffled', or {choices: [...]} of these"
+
+
+def _only_modes(value: Any) -> Any:
+    if any(choice not in get_args(Rationale) for choice in value.choices):
+        raise ValueError(f"expected {_MODES}")
+    return value
+
+
+def _mode_shape(value: Any) -> str | None:
+    if isinstance(value, Choices) or (isinstance(value, Mapping) and "choices" in value):
+        return "choices"
+    return "word" if isinstance(value, str) else None
+
+
+SearchRationale: TypeAlias = Annotated[
+    Annotated[Rationale, Tag("word")] | Annotated[Choices, AfterValidator(_only_modes), Tag("choices")],
+    Discriminator(_mode_shape, "wrong_shape", f"expected {_MODES}"),
+]
+"""What is done with reasons, or a choice: one gene for all of them."""
+
+
 class RationaleBlock(Block):
     """What the student does with the reasons in the rows."""
 
-    mode: Literal["inline", "second_task", "none", "shuffled"] = "inline"
+    mode: SearchRationale = "inline"
     """``inline``, ``second_task`` (step by step), ``none``; ``shuffled``, the control: others' reasons."""
     weight: SearchNumber = 1.0
     """Weight of the reasons' tokens in the loss; those of the answers weigh 1."""

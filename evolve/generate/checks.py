@@ -41,8 +41,8 @@ _LOWEST_HIGHEST: dict[tuple[str, ...], tuple[float, float]] = {
 }
 """Bounds of numbers that may be ranges."""
 
-_HOW = ("budget", "concurrency")
-"""Keys of the block that say how it is asked."""
+_HOW = ("budget", "concurrency", "content")
+"""Keys of the block that say how it is asked, and what must come of it."""
 
 
 def check_teacher(teacher: ApiTeacher) -> list[tuple[Path, str]]:
@@ -114,7 +114,8 @@ def check_rationale(block: RationaleBlock) -> list[tuple[Path, str]]:
     order = [block.template.count("{reasoning}"), block.template.count("{answer}")]
     if order != [1, 1] or block.template.index("{reasoning}") > block.template.index("{answer}"):
         found.append((("template",), "needs {reasoning} once, and after it {answer} once"))
-    if block.mode == "second_task" and block.answer_marker == block.rationale_marker:
+    modes = block.mode.choices if isinstance(block.mode, Choices) else [block.mode]
+    if "second_task" in modes and block.answer_marker == block.rationale_marker:
         found.append((("rationale_marker",), "the two markers must differ"))
     return found
 

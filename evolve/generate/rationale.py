@@ -70,8 +70,11 @@ def with_rationale(block: RationaleBlock, rows: Sequence[Conversation], *, seed:
         rows: Each ends with a turn of the assistant's.
         seed: Decides which reasons go where in ``shuffled``.
     """
+    mode = block.mode
+    if not isinstance(mode, str):
+        raise TypeError(f"a choice is left where a mode is needed: {mode!r}")
     counts: Counter[str] = Counter(without_reasons=sum(row.messages[-1].reasoning is None for row in rows))
-    if block.mode == "shuffled":
+    if mode == "shuffled":
         rows, lone = _shuffled(rows, seed)
         counts["lone"] = lone
     make: Callable[[RationaleBlock, Conversation], Iterator[Example]] = {
@@ -79,7 +82,7 @@ def with_rationale(block: RationaleBlock, rows: Sequence[Conversation], *, seed:
         "shuffled": _inline,
         "second_task": _two_tasks,
         "none": _answer_only,
-    }[block.mode]
+    }[mode]
     return Examples([example for row in rows for example in make(block, row)], +counts)
 
 

@@ -86,6 +86,19 @@ class Generated:
     failed: int
     warnings: tuple[str, ...] = field(default=())
 
+    def require(self, content: str | None) -> None:
+        """Raise where the rows are not those that ``generate.content`` names.
+
+        Raises:
+            UserError: They are others.
+        """
+        if content is not None and content != self.content:
+            raise UserError(
+                f"generate.content: {self.path} holds {self.content}, not {content}: what the teacher wrote "
+                f"then is not what is written now. Bring the answers of then ({STORE}) into its folder, or "
+                "remove content to go on with this text"
+            )
+
     @property
     def complete(self) -> bool:
         """Whether everything was asked. If not, ``warnings`` says why, and the same call goes on."""

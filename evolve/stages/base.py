@@ -50,20 +50,24 @@ class Stage(Protocol):
         return False
 
     @staticmethod
-    def holds(block: StageBlock) -> int:
-        """Return how many bytes of a parameter training holds beside weight, gradient and moments.
-
-        Such as start weights, or a second network. A stage that holds nothing may leave this method out.
-        """
-        return 0
-
-    @staticmethod
     def spreads(block: StageBlock) -> bool:
         """Whether several processes can train it together, each calling ``run`` (``stages/together.py``).
 
         A stage for which that is so may leave this method out.
         """
         return True
+
+    @staticmethod
+    def extra_training_bytes(block: StageBlock, models: Mapping[str, Model]) -> int:
+        """Bytes that training takes beside weights, gradients and moments, such as a teacher's, or a start's.
+
+        A stage without any may leave this method out.
+
+        Args:
+            block: No ranges in it.
+            models: Name to headers, at least those of ``inputs(block)``.
+        """
+        return 0
 
     @staticmethod
     def outline(block: StageBlock, models: Mapping[str, Model]) -> Model:

@@ -40,7 +40,13 @@ def shown(stage: str, model: Model) -> Training | None:
         found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         columns, rows = thinned(found["log"])
         return Training(
-            stage, int(found["steps"]), int(found["tokens"]), float(found["seconds"]), columns, rows
+            stage,
+            int(found["steps"]),
+            int(found["tokens"]),
+            float(found["seconds"]),
+            columns,
+            rows,
+            written=str(found.get("written", {}).get("content", "")),
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         # A curve is for looking at: without it the candidate is as good.

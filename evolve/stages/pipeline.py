@@ -15,6 +15,7 @@ from evolve.registry import STAGES, did_you_mean
 from evolve.stages import history
 from evolve.stages.base import Stage
 from evolve.stages.guard import guarded
+from evolve.stages.memory import TRAINED_BYTES, least_bytes, numbers
 from evolve.types import content_hash, without_paths
 
 if TYPE_CHECKING:
@@ -28,9 +29,6 @@ if TYPE_CHECKING:
 
 _MOST_SHAPES = 16
 """Most combinations of its inputs' shapes that a stage is checked with."""
-
-_TRAINED_BYTES = 16
-"""Of a parameter that is trained: itself, its gradient and two moments, 4 bytes each."""
 
 
 @dataclass(frozen=True)
@@ -245,29 +243,36 @@ def spreads(recipe: Recipe) -> bool:
     )
 
 
-def training_bytes(recipe: Recipe, parents: Mapping[str, Model]) -> int:
+def training_bytes(recipe: Recipe, parents: Mapping[str, Model], *, least: bool = False) -> int:
     """Return how much memory training takes at most, about; 0 where no stage trains.
 
-    That is weights, gradients and Adam's two moments in fp32 of the largest model in the recipe, and what the
-    stage that holds most beside them holds. Adapters take less; activations come on top.
+    That is weights, gradients and Adam's two moments in fp32 of the model that is trained, and what its stage
+    needs beside it. Adapters take less; activations come on top.
+
+    Args:
+        recipe: All values fixed.
+        parents: Name to model, at least those that the recipe names.
+        least: Whether to count only what no training can do without.
     """
     if not trained(recipe):
         return 0
+    most = 0
     try:
-        blocks = [(STAGES.load(kind), block) for kind, block in _blocks(recipe.pipeline)]
         known = {name: parents[name] for name in recipe.models}
-        models = [*known.values(), *outputs(list(_blocks(recipe.pipeline)), known)]
-    except (CandidateError, KeyError):  # building it says what is wrong
+        for step in _wire(_blocks(recipe.pipeline), known):
+            if step.block.enabled is False:
+                known[step.output] = known[_starts_from(step)]
+                continue
+            inputs = {name: known[name] for name in step.inputs}
+            known[step.output] = step.stage.outline(step.block, inputs)
+            if not _trains(step.stage, step.block):
+                continue
+            width = least_bytes(step.block) if least else TRAINED_BYTES
+            extra = getattr(step.stage, "extra_training_bytes", Stage.extra_training_bytes)
+            most = max(most, width * numbers(known[step.output]) + extra(step.block, inputs))
+    except (CandidateError, KeyError, ValueError):  # building it says what is wrong
         return 0
-    sizes = (
-        sum(spec.numel for name, spec in model.specs.items() if name not in model.same) for model in models
-    )
-    held = max(
-        getattr(stage, "holds", Stage.holds)(block)
-        for stage, block in blocks
-        if block.enabled is not False and _trains(stage, block)
-    )
-    return (_TRAINED_BYTES + held) * max(sizes)
+    return most
 
 
 def _trains(stage: type[Stage], block: StageBlock) -> bool:

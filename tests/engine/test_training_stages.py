@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import pytest
 
+from evolve import validation
 from evolve.engine import evaluator as module
 from evolve.engine.base import EvaluatorSpec, longest_first
 from evolve.engine.inline import InlinePool
@@ -188,3 +189,55 @@ def test_what_regularisers_hold_comes_on_top(home: Path, regularizers: dict[str,
     if set(regularizers) == {"lwf"}:
         adapted = Recipe.make({"base": "sha256:0"}, [{"cpt": {**block, "peft_config": {"r": 2}}}])
         assert training_bytes(adapted, {"base": model}) == 16 * count, "an adapter takes no second network"
+
+
+def distilled(folder: Path, **changes: Any) -> Recipe:
+    (folder / "text.jsonl").write_text('{"text": "the hen and the sea"}\n')
+    block = {
+        "model": "small",
+        "teacher": {"kind": "hf", "model": "big"},
+        "dataset": {"path": str(folder / "text.jsonl")},
+        "loss_functions": [{"function": "kl"}],
+    }
+    return Recipe.make({"small": "sha256:0", "big": "sha256:1"}, [{"distill": {**block, **changes}}])
+
+
+def test_a_teacher_is_counted_once_in_the_type_that_it_is_read_in(home: Path) -> None:
+    make_model(home / "big", layers=3, dtype="bfloat16")
+    models = {"small": open_model(home / "model"), "big": open_model(home / "big")}
+    small, big = (sum(value.numel() for _, value in models[name].tensors()) for name in models)
+    assert big > small
+
+    def needed(*, least: bool = False, **changes: Any) -> int:
+        return training_bytes(distilled(home, **changes), models, least=least)
+
+    assert needed() == needed(least=True) == 16 * small + 4 * big
+    assert needed(loss_functions=[{"function": "cross_entropy"}]) == 16 * small
+    some = {"peft_config": {"r": 2}}
+    assert needed(**some) == 16 * small + 4 * big and needed(least=True, **some) == 4 * small + 4 * big
+    assert needed(least=True, training_args={"optim": "sgd"}) == 8 * small + 4 * big
+
+
+def test_a_candidate_without_room_fails_before_it_trains(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Short by a wide margin it is out of memory; short by a little it may still fit."""
+    task = {"task": "choice", "metric": "acc", "items": 10}
+    settings = config(home / "tasks", task, dtype="float32", max_length=128, holdout=5)
+    parent = Parent("base", str(home / "model"), str(home / "model"), content="sha256:0")
+    pool = InlinePool(EvaluatorSpec(settings, {"base": parent}, "base", "", 1, 0, str(home)), timeout=600)
+    least = training_bytes(recipe(rate=1), {"base": open_model(home / "model")}, least=True)
+    assert least > 0
+    with closing(pool):
+        for free, good in ((least // 2, False), (least, True)):
+            monkeypatch.setattr("evolve.validation.free_memory", lambda swap=False, free=free: free)
+            outcome = pool._evaluator.evaluate(Job(recipe(rate=float(good))))
+            assert isinstance(outcome, Scored) is good
+            assert TrainingStage.seen == (["train"] if good else [])
+            if isinstance(outcome, Failed):
+                assert outcome.kind == "oom" and "peft_config" in outcome.message
+
+
+def test_swap_counts_as_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    told = "MemTotal:  9 kB\nMemAvailable:  5 kB\nSwapTotal: 4 kB\nSwapFree: 3 kB\n"
+    monkeypatch.setattr(validation.Path, "read_text", lambda *_, **__: told)
+    assert validation.free_memory() == 5 * 1024
+    assert validation.free_memory(swap=True) == 8 * 1024

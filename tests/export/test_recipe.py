@@ -1,15 +1,25 @@
+import hashlib
+
 import pytest
 import yaml
 
 from evolve.cli.options import load_run_config
+from evolve.config.files import pinned
 from evolve.config.load import load, load_text
 from evolve.errors import UserError
 from evolve.export.mergekit import mergekit_document, mergekit_yaml
+from evolve.export.model import About, export_model
 from evolve.export.recipe import recipe_yaml, source_of
 from evolve.report.collect import collect
 from evolve.space.space import derive, derive_recipe
+from evolve.stages.distill.block import DistillBlock
 from evolve.store.rundir import RunDir
-from evolve.types import Parent, Recipe
+from evolve.types import Parent, Recipe, Training
+from evolve.weights.content import content_of
+from evolve.weights.files import RECIPE
+from evolve.weights.writer import Target
+from tests.generate.server import serving
+from tests.tiny import make_model
 
 
 @pytest.fixture(scope="module")
@@ -215,3 +225,61 @@ def test_a_bare_mergekit_file_builds_what_was_exported(material):
     assert [entry["parameters"] for entry in again["models"]] == [
         entry["parameters"] for entry in written["models"]
     ]
+
+
+WRITTEN = f"sha256:{'a' * 64}"
+
+
+def test_what_a_teacher_wrote_is_named_by_its_content():
+    """Only where it is known which stage read it, and the loaded file asks for just this text."""
+    block = {
+        "model": "a",
+        "teacher": {"kind": "api", "base_url": "http://127.0.0.1:1/v1", "model": "big"},
+        "generate": {"prompts": {"path": "prompts.jsonl", "content": f"sha256:{'b' * 64}"}},
+        "loss_functions": [{"function": "cross_entropy"}],
+    }
+    recipe = Recipe.make({"a": "sha256:1"}, [{"distill": {**block, "name": "x"}}, {"distill": block}])
+    shown = [Training("x", 1, 1, 1.0, written=WRITTEN), Training("distill", 1, 1, 1.0)]
+    text = recipe_yaml(recipe, PARENTS, training=shown)
+    first, second = (stage["distill"] for stage in yaml.safe_load(text)["pipeline"])
+    assert first["generate"].pop("content") == WRITTEN
+    assert "content" not in second["generate"]
+    assert [first, second] == [{**block, "name": "x"}, block]
+    [_, _], plain = recipe.pipeline, yaml.safe_load(recipe_yaml(recipe, PARENTS))
+    assert plain["pipeline"] == recipe.pipeline
+    # Two stages of one label, one of which has shown nothing: nobody knows which.
+    twins = Recipe.make({"a": "sha256:1"}, [{"distill": block}, {"distill": block}])
+    alone = [Training("distill", 1, 1, 1.0, written=WRITTEN)]
+    assert yaml.safe_load(recipe_yaml(twins, PARENTS, training=alone))["pipeline"] == twins.pipeline
+    assert DistillBlock.model_validate({**block, "generate": {**block["generate"], "content": WRITTEN}})
+
+
+def test_another_text_than_the_exported_one_is_refused_by_name(tmp_path, monkeypatch):
+    """A built model says what its teacher wrote; its recipe trains on that, and on nothing else."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    make_model(tmp_path / "student", layers=1)
+    (tmp_path / "prompts.jsonl").write_text('{"prompt": "say the hen"}\n{"prompt": "say the rat"}\n')
+    parents = {"a": Parent("a", str(tmp_path / "student"), str(tmp_path / "student"))}
+    answers = iter(["the red sea", "one ant", "ten", "no end"])
+    with serving(reply=lambda _: next(answers)) as server:
+        block = {
+            "model": "a",
+            "teacher": {"kind": "api", "base_url": server.url, "model": "big", "endpoint": "completions"},
+            "generate": {"prompts": str(tmp_path / "prompts.jsonl")},
+            "loss_functions": [{"function": "cross_entropy"}],
+            "training_args": {"per_device_train_batch_size": 2},
+        }
+        recipe = Recipe.make({"a": content_of(parents["a"].path)}, [{"distill": block}])
+        export_model(recipe, parents, Target(tmp_path / "one"), about=About("one"))
+        exported = load(tmp_path / "one" / RECIPE)
+        again = derive_recipe(pinned(exported)).recipe({}, recipe.models)
+        told = again.pipeline[0]["distill"]["generate"]["content"]
+        [rows] = (tmp_path / "cache").glob("**/generated/*.jsonl")
+        assert told == f"sha256:{hashlib.sha256(rows.read_bytes()).hexdigest()}"
+        export_model(again, parents, Target(tmp_path / "two"), about=About("two"))
+        weights = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("one", "two")]
+        assert weights[0] == weights[1] and len(server.bodies) == 2
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "elsewhere"))
+        with pytest.raises(UserError, match=rf"generate.content: .* not {told}: what the teacher wrote"):
+            export_model(again, parents, Target(tmp_path / "three"), about=About("three"))
+    assert not (tmp_path / "three").exists()

@@ -5,6 +5,8 @@ from collections import Counter
 from hypothesis import given
 from hypothesis import strategies as st
 
+from evolve.config.messages import complaints
+from evolve.config.plain import plain, ranges
 from evolve.conversations import Conversation, Message
 from evolve.generate.blocks import RationaleBlock
 from evolve.generate.rationale import with_rationale
@@ -31,6 +33,21 @@ def test_inline_marks_the_reasons_with_their_tags() -> None:
     assert (message, content[start:end]) == (1, "<think>\n2 {reasoning} 2\n</think>\n")
     assert second.conversation.messages[-1] == Message("assistant", "5") and second.reasons == ()
     assert counts == {"without_reasons": 1}
+
+
+def test_what_is_done_may_be_a_gene() -> None:
+    choice = {"choices": ["none", "inline", "second_task"]}
+    found = RationaleBlock.model_validate({"mode": choice})
+    assert found.problems() == []
+    [(path, _)] = ranges(found)
+    assert path == ("mode",)
+    filled = plain(found, fill=lambda _, value: value.choices[1])
+    assert RationaleBlock.model_validate(filled) == block("inline")
+    same = RationaleBlock.model_validate({"mode": choice, "answer_marker": "x", "rationale_marker": "x"})
+    assert [path for path, _ in same.problems()] == [("rationale_marker",)]
+    for wrong in ("inlin", 3, {"choices": ["inline", 1]}, {"low": 0, "high": 1}):
+        [complaint] = complaints(RationaleBlock, {"mode": wrong})
+        assert complaint.path[0] == "mode" and "second_task" in complaint.message
 
 
 def test_none_leaves_the_answer() -> None:

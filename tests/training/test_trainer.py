@@ -15,7 +15,8 @@ import pytest
 import torch
 
 from evolve.errors import CandidateError
-from evolve.training.arguments import TrainingArgs
+from evolve.training.adapters import with_adapter
+from evolve.training.arguments import PeftConfig, TrainingArgs
 from evolve.training.control import control_of
 from evolve.training.phases import Phase
 from evolve.training.rows import IGNORED, Row
@@ -112,6 +113,26 @@ def test_how_a_step_is_divided_does_not_matter(tmp_path: Path) -> None:
         torch.testing.assert_close(parts.state_dict()[name], value, rtol=1e-5, atol=1e-6)
     assert first.log[0]["loss"] == pytest.approx(second.log[0]["loss"], rel=1e-5)
     assert second.log[0]["rows"] == 8
+
+
+@pytest.mark.parametrize("adapter", [False, True])
+def test_activations_that_are_computed_again_change_nothing(tmp_path: Path, adapter: bool) -> None:
+    rows = make_rows(12)
+    made = []
+    for again in (False, True):
+        network = make_network(layers=2)
+        seen: list[bool] = []
+        # A layer is entered once a pass, and once more where it is computed again.
+        network.model.layers[0].mlp.register_forward_pre_hook(lambda *_, to=seen: to.append(True))
+        if adapter:
+            network = with_adapter(network, PeftConfig(r=4), seed=0)
+        begun = state(network)
+        run(tmp_path / str(again), rows, network=network, gradient_checkpointing=again)
+        assert len(seen) == (24 if again else 12)
+        assert any(not torch.equal(value, begun[name]) for name, value in state(network).items())
+        made.append(state(network))
+    for name, value in made[0].items():
+        torch.testing.assert_close(made[1][name], value, rtol=0, atol=0, msg=name)
 
 
 def test_rows_are_seen_in_their_order_and_once(tmp_path: Path) -> None:

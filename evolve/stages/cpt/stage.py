@@ -80,13 +80,16 @@ class CptStage:
         return cast("CptBlock", block).wise_ft.alpha != 0
 
     @staticmethod
-    def holds(block: StageBlock) -> int:
-        """Return what the regularisers that are on hold of a parameter; none does with an adapter."""
+    def extra_training_bytes(block: StageBlock, models: Mapping[str, Model]) -> int:
+        """Return the bytes that the regularisers that are on hold; none holds any with an adapter."""
+        from evolve.stages.memory import numbers
+
         cpt = cast("CptBlock", block)
         if cpt.peft_config is not None:
             return 0
         blocks = {name: getattr(cpt.regularizers, name, None) for name in REGULARIZERS.names()}
-        return sum(REGULARIZERS.load(name).held for name, one in blocks.items() if one and one.weight)
+        held = sum(REGULARIZERS.load(name).held for name, one in blocks.items() if one and one.weight)
+        return held * numbers(models[str(cpt.model)])
 
     @staticmethod
     def run(block: StageBlock, models: Mapping[str, Model], *, seed: int, memo: Memo | None = None) -> Model:

@@ -26,16 +26,25 @@ from evolve.training.arguments import PeftConfig, TrainingArgs, ends
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
+
+class ApiTeacherBlock(ApiTeacher):
+    """A model behind an OpenAI-compatible server."""
+
+    kind: Literal["api"]  # Without a default, which a recipe leaves out.
+    """A teacher that only gives text."""
+
+
 TeacherKinds = Annotated[
-    HfTeacherBlock | VllmTeacherBlock | DatasetTeacherBlock | ApiTeacher, Field(discriminator="kind")
+    HfTeacherBlock | VllmTeacherBlock | DatasetTeacherBlock | ApiTeacherBlock, Field(discriminator="kind")
 ]
 
 
 class RowsBlock(Block):
     """How text becomes rows."""
 
-    max_tokens: int | None = Field(default=None, ge=2)
-    """Most tokens of one time over the data, drawn by seed; absent: all of it."""
+    max_tokens: SearchInt | None = None
+    """Most tokens of one time over the data, drawn by seed; absent: all of it. In a search each budget is a
+    training of its own, with the whole schedule of the learning rate."""
     max_length: int = Field(default=512, ge=2)
     """Most tokens of a row. Longer documents are cut at their end."""
     packing: bool = True
@@ -138,6 +147,14 @@ class DistillBlock(StageBlock):
             (("lmbda",), f"lmbda is a share: it must be between 0 and 1, got {value:g}")
             for value in ends(self.lmbda)
             if not 0 <= value <= 1
+        ]
+        found += [
+            (
+                ("rows" if self.dataset is None else "dataset", "max_tokens"),
+                f"must be at least 2, got {value:g}",
+            )
+            for value in ends(self.layout.max_tokens)
+            if value < 2
         ]
         if self.curriculum is not None and self.curriculum.pacing is not None:
             found += [

@@ -8,9 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
-from evolve.config.values import DataFile
 from evolve.errors import CandidateError, ModelError, UserError
-from evolve.generate.blocks import ApiTeacher
+from evolve.generate.checks import fixed
 from evolve.registry import LOSSES
 from evolve.stages.distill.block import DistillBlock
 from evolve.stages.distill.checks import captured_problems, depth_problems
@@ -18,18 +17,19 @@ from evolve.stages.distill.student import made_student
 from evolve.stages.distill.teachers.dataset import DatasetTeacherBlock
 from evolve.stages.distill.teachers.vllm import VllmTeacherBlock
 from evolve.stages.distill.terms import Term
+from evolve.stages.distill.text import text_of
 from evolve.stages.kept import LOG, stage_key, trained
 from evolve.stages.merge.layers import layer_count
 from evolve.training.adapters import adapter_problems
-from evolve.weights.content import file_content
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from evolve.config.values import StageBlock
+    from evolve.config.values import DataFile, StageBlock
     from evolve.stages.distill.block import LengthCurriculumBlock
     from evolve.stages.distill.learner import Learner
     from evolve.stages.distill.teachers.base import Teacher
+    from evolve.stages.distill.text import Text
     from evolve.stages.memo import Memo
     from evolve.training.rows import Rows
     from evolve.weights.model import Model
@@ -55,6 +55,21 @@ class DistillStage:
     def spreads(block: StageBlock) -> bool:
         """Return False where vLLM teaches: each process would start an engine of its own."""
         return not isinstance(cast("DistillBlock", block).teacher, VllmTeacherBlock)
+
+    @staticmethod
+    def extra_training_bytes(block: StageBlock, models: Mapping[str, Model]) -> int:
+        """Return the bytes of the frozen teacher, in the type that it is read in."""
+        from evolve.weights.header import nbytes
+
+        distill = cast("DistillBlock", block)
+        asked = distill.seq_kd is True or any(
+            LOSSES.load(entry.function).teacher for entry in distill.loss_functions if entry.weight != 0
+        )
+        if distill.named_teacher is None or not asked:
+            return 0
+        teacher = models[distill.named_teacher]
+        specs = [spec for name, spec in teacher.specs.items() if name not in teacher.same]
+        return sum(4 * spec.numel if _device() == "cpu" else nbytes(spec) for spec in specs)
 
     @staticmethod
     def inputs(block: StageBlock) -> tuple[str, ...]:
@@ -105,13 +120,13 @@ class DistillStage:
         inputs = {name: models[name] for name in DistillStage.inputs(block)}
         own = seed if distill.seed is None else distill.seed
         try:
-            text = _text(distill)
+            text = text_of(distill)
             if distill.generate is None:
-                plain["dataset"] = {**plain["dataset"], "content": text.content}
+                plain["dataset"] = {**plain["dataset"], "content": text.file.content}
             else:
                 # What was written decides, not who was asked and how.
                 plain = {key: value for key, value in plain.items() if key not in ("generate", "teacher")}
-                plain["written"] = text.content
+                plain["written"] = text.file.content
             key = stage_key("distill", _VERSION, plain, inputs, seed)
             found = trained(key, lambda work: _train(distill, models, text, own, work))
             return replace(found, new_tokens=models[str(distill.model)].new_tokens)
@@ -120,7 +135,7 @@ class DistillStage:
 
 
 def _train(
-    block: DistillBlock, models: Mapping[str, Model], text: DataFile, seed: int, work: Path
+    block: DistillBlock, models: Mapping[str, Model], text: Text, seed: int, work: Path
 ) -> tuple[Model, Mapping[str, str]]:
     from evolve.stages.distill.learner import SPANS
     from evolve.stages.distill.opening import open_teacher
@@ -132,7 +147,7 @@ def _train(
 
     student = made_student(block.student, models[str(block.model)])
     tokenizer = _tokenizer(student)
-    rows = _rows(block, text, tokenizer, seed)
+    rows = _rows(block, text.file, tokenizer, seed)
     logger.info("distill: %s", ", ".join(f"{value} {key}" for key, value in rows.counts.items()))
     terms = make_terms([entry.plain() for entry in block.loss_functions])
     device = _device()
@@ -162,7 +177,7 @@ def _train(
         )
     if learner.projections:
         del trainee.network.evolve_projections
-    report = {"stage": "distill", "data": dict(rows.counts), **history.as_plain()}
+    report = {"stage": "distill", "data": dict(rows.counts), **text.about, **history.as_plain()}
     return trained_model(trainee, block.dtype), {LOG: json.dumps(report)}
 
 
@@ -180,9 +195,10 @@ def _rows(block: DistillBlock, text: DataFile, tokenizer: Tokenizer, seed: int) 
         rationale=block.rationale,
         seed=shuffle,
     )
-    epochs = _whole(block.training_args.num_train_epochs)
+    epochs = fixed(block.training_args.num_train_epochs)
     order = _order(block.curriculum) if block.curriculum else None
-    layout = Layout(data.max_length, data.max_tokens, data.packing, epochs, seed, order)
+    most = None if data.max_tokens is None else fixed(data.max_tokens)
+    layout = Layout(data.max_length, most, data.packing, epochs, seed, order)
     return rows_of(documents, layout, left_out=left_out)
 
 
@@ -227,34 +243,6 @@ def _learner(
     )
 
 
-def _text(block: DistillBlock) -> DataFile:
-    """Return the file of the text; where a teacher is to write it, it is asked for what is not there yet."""
-    if block.generate is None or not isinstance(block.teacher, ApiTeacher):
-        assert block.dataset is not None
-        path, content = block.dataset.path, block.dataset.content
-        return DataFile(path=path, content=content or file_content(Path(path).expanduser()))
-    from evolve.generate.run import generate
-    from evolve.training import ranks
-    from evolve.weights.files import cache_folder
-
-    with ranks.first():  # the others find the answers there
-        made = generate(block.generate, block.teacher, folder=cache_folder("generated"))
-    if made.failed:
-        # A budget ends it with what there is; a server that fails must not decide what is trained on.
-        raise UserError(f"{'; '.join(made.warnings)}. The same command asks for the rest")
-    if made.over_budget and not made.counts["answers"]:
-        raise UserError(
-            f"generate.budget leaves no room for a first answer: {made.spent.tokens} tokens and "
-            f"{made.spent.usd:.2f} USD, those of earlier searches among them, are in {made.path.parent}. The "
-            "budget is one of all that was ever written there: raise it by that much, or set XDG_CACHE_HOME "
-            "to another folder"
-        )
-    for warning in made.warnings:
-        logger.warning("distill: %s", warning)
-    logger.info("distill: the teacher wrote %d rows, %d answers asked for now", made.rows, made.asked)
-    return DataFile(path=str(made.path), content=made.content)
-
-
 def _tokenizer(model: Model) -> Tokenizer:
     from evolve.weights.tokenizer import load_tokenizer
 
@@ -296,12 +284,6 @@ def _data_problems(path: str) -> list[tuple[str, str]]:
     if not Path(path).expanduser().is_file():
         return [("dataset.path", f"{path}: no such file")]
     return []
-
-
-def _whole(value: Any) -> int:
-    if isinstance(value, int):
-        return value
-    raise ValueError("num_train_epochs must be fixed")
 
 
 def _device() -> str:

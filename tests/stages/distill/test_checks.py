@@ -57,6 +57,7 @@ def test_what_does_not_fit_is_refused(home: Path) -> None:
             "loss_functions.0.layer_mapping",
             {"loss_functions": [{"function": "attention_kl", "layer_mapping": [[0, 1]]}]},
         ),
+        ("dataset.max_tokens", {"dataset": {"path": "data.jsonl", "max_tokens": {"choices": [1, 40]}}}),
         ("teacher.top_k", {"teacher": {"kind": "vllm", "model": "teacher", "top_k": 0}}),
         (
             "loss_functions.0.temperature",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -11,17 +12,22 @@ import torch
 import yaml
 
 from evolve.cli.main import cli
+from evolve.config.plain import plain, ranges
 from evolve.config.values import DataFile
 from evolve.errors import CandidateError
 from evolve.stages.distill.block import DistillBlock
 from evolve.stages.distill.data import Layout, prompts_of, read, rows_of
 from evolve.stages.distill.stage import DistillStage, _rows
+from evolve.stages.pipeline import build
 from evolve.training.rows import IGNORED
-from evolve.weights.content import file_content
+from evolve.types import Recipe
+from evolve.weights.content import content_of, file_content
 from evolve.weights.reader import open_model
 from evolve.weights.tokenizer import load_tokenizer
+from evolve.weights.writer import write_model
 from tests.small import WORDS
 from tests.stages.distill.kit import block, models_of
+from tests.tiny import make_model
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -30,6 +36,8 @@ if TYPE_CHECKING:
 
 
 pytestmark = pytest.mark.usefixtures("own_cache")
+
+QUICK = {"learning_rate": 1e-3, "per_device_train_batch_size": 4, "warmup_steps": 0}
 
 
 def run(home: Path, *, seed: int = 0, **changes: Any) -> Model:
@@ -87,6 +95,31 @@ def test_the_student_comes_nearer_to_the_teacher(home: Path) -> None:
     # The first line of the log is the distance at the start, over the first step's rows.
     assert log["log"][0]["kl"] == pytest.approx(before, rel=0.2)
     assert log["log"][-1]["kl"] < log["log"][0]["kl"]
+
+
+def test_every_budget_has_the_whole_schedule(home: Path) -> None:
+    """A rung of a search is no training that was cut off: its rate has come down to the end."""
+    choices = [60, 120, 240]
+    data = {"path": str(home / "data.jsonl"), "max_length": 48, "packing": False}
+    searched = block(home, dataset={**data, "max_tokens": {"choices": choices}})
+    assert searched.problems() == [] and [path for path, _ in ranges(searched)] == [("dataset", "max_tokens")]
+    arguments = {"learning_rate": 1e-3, "per_device_train_batch_size": 4, "warmup_steps": 0}
+    seen = []
+    for most in choices:
+        made = run(
+            home,
+            dataset={**data, "max_tokens": most},
+            training_args={**arguments, "lr_scheduler_type": "linear"},
+        )
+        report = json.loads((made.files / "training.json").read_text())  # type: ignore[operator]
+        steps, log = report["steps"], report["log"]
+        assert report["data"]["tokens"] <= most
+        # Linear: the rate of step k of n is (n - k + 1) / n of the largest one.
+        assert [line["step"] for line in log] == list(range(1, steps + 1))
+        rates = [line["learning_rate"] for line in log]
+        assert rates == pytest.approx([1e-3 * (steps - step) / steps for step in range(steps)])
+        seen.append(steps)
+    assert seen == sorted(set(seen)), "budgets that differ"
 
 
 def test_the_same_values_are_trained_once(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -372,3 +405,39 @@ def test_a_curriculum_without_effect_is_no_other_recipe(home: Path) -> None:
     assert DistillBlock.effective(paced) == DistillBlock.effective(plain)
     [(path, message)] = block(home, curriculum={"pacing": {"low": 0, "high": 1}}).problems()
     assert path == ("curriculum", "pacing") and "above 0" in message
+
+
+def test_a_merge_is_student_and_the_teacher_is_an_output_too(home: Path, tmp_path: Path) -> None:
+    """As if both had been built first, written, and given by hand."""
+    make_model(tmp_path / "second", seed=7, layers=1)
+    make_model(tmp_path / "expert", seed=8, layers=2)
+    places = {"student": home / "student", "second": tmp_path / "second"}
+    places |= {"teacher": home / "teacher", "expert": tmp_path / "expert"}
+    models = {
+        name: replace(open_model(str(place)), content=content_of(str(place)))
+        for name, place in places.items()
+    }
+
+    def merge(name: str, *parts: str) -> dict[str, Any]:
+        entries = [{"model": part, "parameters": {"weight": 0.5}} for part in parts]
+        return {"merge": {"name": name, "merge_method": "linear", "models": entries, "dtype": "float32"}}
+
+    stages = [merge("mixed", "student", "second"), merge("wise", "teacher", "expert")]
+    changes = {"model": "mixed", "teacher": {"kind": "hf", "model": "wise"}, "training_args": QUICK}
+    data = {"path": str(home / "data.jsonl"), "max_length": 48, "max_tokens": 60}
+    last = {"distill": plain(block(home, dataset=data, **changes))}
+    contents = {name: model.content for name, model in models.items()}
+    whole = build(Recipe.make(contents, [*stages, last]), models)
+    alone = {}
+    for stage in stages:
+        name = stage["merge"]["name"]
+        used = {entry["model"] for entry in stage["merge"]["models"]}
+        made = build(Recipe.make({one: contents[one] for one in used}, [stage]), models)
+        write_model(made, tmp_path / name)
+        alone[name] = replace(open_model(str(tmp_path / name)), content=content_of(str(tmp_path / name)))
+    start = tensors(alone["mixed"])
+    expected = tensors(DistillStage.run(block(home, dataset=data, **changes), alone, seed=0))
+    found = tensors(whole)
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(value, expected[name]) for name, value in found.items())
+    assert any(not torch.equal(value, start[name]) for name, value in found.items())

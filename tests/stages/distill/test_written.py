@@ -4,24 +4,28 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from evolve.errors import CandidateError
+from evolve.config.files import pinned
+from evolve.config.load import load
+from evolve.config.plain import plain
+from evolve.errors import CandidateError, ConfigError
 from evolve.stages.distill.block import DistillBlock
 from evolve.stages.distill.data import Layout, read, rows_of
 from evolve.stages.distill.stage import DistillStage
 from evolve.training.rows import IGNORED
+from evolve.validation import check
 from evolve.weights.content import content_of
 from evolve.weights.reader import open_model
 from evolve.weights.tokenizer import load_tokenizer
 from tests.generate.server import Fault, serving
+from tests.small import make_search
 from tests.tiny import make_model
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from evolve.weights.model import Model
 
 
@@ -141,3 +145,79 @@ def test_what_contradicts_itself_is_refused(tmp_path: Path) -> None:
     assert "either dataset" in said(generate=None)
     assert "kind: api" in said(teacher=None)
     assert "distribution" in said(loss_functions=[{"function": "kl"}])
+
+
+def unique(index: int) -> str:
+    return " ".join(f"i{index}word{number}" for number in range(20))
+
+
+def test_no_row_holds_an_item_of_the_score(
+    student: Model, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The search hands its items over; what was removed and what it cost stand beside the model."""
+    search = make_search(
+        tmp_path,
+        **{
+            "score.tasks": [{"task": "tiny_choice", "metric": "acc", "items": 30}],
+            "score.holdout": {"items": 30},
+            "search.sampler": "random",
+        },
+    )
+    items = tmp_path / "tasks" / "tiny_choice.jsonl"
+    docs = [json.loads(line) for line in items.read_text().splitlines()]
+    texts = ({**doc, "question": unique(number)} for number, doc in enumerate(docs))
+    items.write_text("".join(json.dumps(doc) + "\n" for doc in texts))
+    asked = ["say the hen", f"say {unique(7)}", "say the rat", f"say {unique(59)} to me"]
+    (tmp_path / "prompts.jsonl").write_text("".join(json.dumps({"prompt": text}) + "\n" for text in asked))
+    with serving(reply=reply) as server:
+        written = block(
+            server.url,
+            tmp_path,
+            model="one",
+            teacher={
+                "kind": "api",
+                "base_url": server.url,
+                "model": "big",
+                "endpoint": "completions",
+                "usd_per_million_output_tokens": 1000.0,
+            },
+            generate={
+                "style": "reasoning",
+                "prompts": str(tmp_path / "prompts.jsonl"),
+                "filters": {"ngram_overlap": 8},
+            },
+            training_args={"learning_rate": {"low": 1e-4, "high": 1e-3}},
+        )
+        stages = json.dumps([{"distill": plain(written)}])
+        loaded = pinned(check(load(search, [f"pipeline={stages}"]), runs=tmp_path / "runs").loaded)
+        [(_, searched)] = loaded.stages
+        assert isinstance(searched, DistillBlock) and searched.generate is not None
+        banned = searched.generate.filters.banned
+        assert banned is not None and banned.content is not None
+        lines = Path(banned.path).read_text().splitlines()
+        assert len(lines) == 60 and all(any(unique(n) in line for line in lines) for n in range(60))
+        fixed = DistillBlock.model_validate(plain(searched, fill=lambda *_: 1e-3))
+        caplog.set_level("INFO")
+        made = DistillStage.run(fixed, {"one": student}, seed=0)
+        used = sum(server.answered.values())
+    report = json.loads((made.files / "training.json").read_text())  # type: ignore[operator]
+    told = report["written"]
+    assert told["counts"]["answers"] == told["asked"] == used == 4
+    assert told["counts"]["removed_ngram_overlap"] == told["counts"]["rows"] == 2
+    assert report["data"]["documents"] == 2
+    assert told["store_tokens"] > 0 and told["store_usd"] > 0
+    assert any("4 of 4 done" in text and "USD so far" in text for text in caplog.messages)
+
+
+def test_items_that_nobody_knows_are_refused_before_anything_is_asked(tmp_path: Path) -> None:
+    from evolve.cli.build import open_contents
+
+    search = make_search(tmp_path)
+    (tmp_path / "prompts.jsonl").write_text(json.dumps({"prompt": "say the hen"}))
+    generate = {"prompts": str(tmp_path / "prompts.jsonl"), "filters": {"ngram_overlap": 8}}
+    written = block("http://127.0.0.1:1/v1", tmp_path, model="one", generate=generate)
+    loaded = load(search, [f"pipeline={json.dumps([{'distill': plain(written)}])}"])
+    with pytest.raises(ConfigError, match=r"ngram_overlap: no items of a score .* give filters.banned"):
+        open_contents(loaded)
+    with pytest.raises(CandidateError, match=r"ngram_overlap.*give banned"):
+        DistillStage.run(written, {"one": open_model(str(tmp_path / "one"))}, seed=0)

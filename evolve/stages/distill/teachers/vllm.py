@@ -36,6 +36,8 @@ logger = logging.getLogger(__name__)
 _BLOCK = 32
 _CACHED_TOKENS = 1 << 15
 _GIB = 1 << 30
+_BESIDE = 2 * _GIB
+"""What an engine on a GPU takes beside the weights: activations, graphs, some cache."""
 
 
 class VllmTeacherBlock(TeacherBlock):
@@ -47,7 +49,8 @@ class VllmTeacherBlock(TeacherBlock):
     top_k: SearchInt = 64
     """Tokens a place; what they leave is one bucket."""
     engine_args: dict[str, Any] = Field(default_factory=dict)
-    """Go to vLLM's ``LLM``, such as ``gpu_memory_utilization``."""
+    """Go to vLLM's ``LLM``. On a GPU ``gpu_memory_utilization`` is half of what the student leaves free, more
+    where the teacher's weights need it, unless it is given here."""
 
 
 class VllmTeacher:
@@ -175,6 +178,8 @@ class VllmTeacher:
                 arguments["kv_cache_memory_bytes"] = _cache_bytes(
                     opening.model, int(arguments["max_model_len"])
                 )
+        elif "gpu_memory_utilization" not in block.engine_args:
+            arguments["gpu_memory_utilization"] = _share_here(opening.model)
         with _environment(opening.threads):
             from vllm import LLM
 
@@ -242,6 +247,30 @@ def _cache_bytes(model: Model, length: int) -> int:
     width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     per_token = 2 * config.num_hidden_layers * heads * width * 4
     return int(max(per_token * (length + 2 * _BLOCK), min(per_token * _CACHED_TOKENS, _GIB)))
+
+
+def memory_share(free: int, whole: int, weights: int) -> float:
+    """Return the share of a GPU's memory that an engine may take beside a student that is trained there.
+
+    Half of what is free: the student's gradients, its optimizer's moments and its activations are still to
+    come. More where the weights need it, as far as there is some.
+
+    Args:
+        free: Bytes that are free, the student's weights loaded.
+        whole: Bytes of the GPU.
+        weights: Bytes of the teacher's weights.
+    """
+    return round(min(max(free / 2, weights + _BESIDE), 0.9 * free) / whole, 4)
+
+
+def _share_here(model: Model) -> float:
+    import torch
+
+    from evolve.weights.header import nbytes
+
+    free, whole = torch.cuda.mem_get_info()
+    weights = sum(nbytes(spec) for name, spec in model.specs.items() if name not in model.same)
+    return memory_share(free, whole, weights)
 
 
 @contextlib.contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from contextlib import closing
 from importlib.util import find_spec
 from types import SimpleNamespace
@@ -16,7 +17,7 @@ from evolve.registry import TEACHERS
 from evolve.stages.distill.generation import Generation
 from evolve.stages.distill.signals import TopK
 from evolve.stages.distill.teachers.base import batch_of
-from evolve.stages.distill.teachers.vllm import best_by_rank
+from evolve.stages.distill.teachers.vllm import best_by_rank, memory_share
 from tests.stages.distill.teachers.kit import alone, documents, opening, packed, reference
 from tests.tiny import make_model
 
@@ -88,3 +89,39 @@ def test_another_temperature_is_refused(tmp_path: Path) -> None:
     make_model(tmp_path / "m")
     with pytest.raises(CandidateError, match="at temperature 1 alone"):
         make(opening(tmp_path / "m", temperature=2.0))
+
+
+@pytest.mark.parametrize(
+    ("free", "whole", "weights", "bytes_taken"),
+    [
+        (70, 80, 1, 35.0),  # half is left to the student, whose moments are still to come
+        (20, 80, 1, 10.0),  # of what is free, not of the whole
+        (20, 80, 12, 14.0),  # the weights and 2 GiB beside them
+        (20, 80, 30, 18.0),  # never all of it: vLLM then says that they do not fit
+    ],
+)
+def test_an_engine_on_a_gpu_leaves_room_for_the_student(
+    free: int, whole: int, weights: int, bytes_taken: float
+) -> None:
+    gib = 1 << 30
+    share = memory_share(free * gib, whole * gib, weights * gib)
+    assert share * whole == pytest.approx(bytes_taken, abs=0.01)
+
+
+def test_the_share_of_a_gpu_is_that_of_what_is_free(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the engine is started with; a share of the user's own wins."""
+    from evolve.stages.distill.teachers import vllm as module
+
+    asked: list[dict[str, Any]] = []
+
+    def engine(**arguments: Any) -> Any:
+        asked.append(arguments)
+        return SimpleNamespace(llm_engine=SimpleNamespace(engine_core=SimpleNamespace(shutdown=lambda: None)))
+
+    make_model(tmp_path / "m")
+    monkeypatch.setattr(module, "_on_cpu", lambda: False)
+    monkeypatch.setitem(sys.modules, "vllm", SimpleNamespace(LLM=engine))
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (40 << 30, 80 << 30))
+    for arguments in ({}, {"gpu_memory_utilization": 0.7}):
+        make(opening(tmp_path / "m", max_length=40), engine_args=arguments).close()
+    assert [one["gpu_memory_utilization"] for one in asked] == [0.25, 0.7]
