@@ -1,4 +1,4 @@
-"""The search spaces of the case studies: they fit their data, and what their comments offer can be used."""
+"""The search spaces of distillation: they fit their data, run, and what their comments offer can be used."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import yaml
@@ -22,7 +22,20 @@ if TYPE_CHECKING:
 
 SPACES = Path(__file__).resolve().parents[1] / "search_spaces"
 CASES = ("distill_reasoning", "distill_orca", "distill_phi", "distill_r1")
-script = load_script("demo_reasons")
+SMALL = ("score.backend=hf", "score.holdout.items=20", "engine=inline")
+DEMO: dict[str, tuple[str, ...]] = {
+    "distill_whitebox": (*(f"score.tasks.{place}.items=20" for place in range(3)),),
+    "distill_onpolicy": ("score.tasks.0.items=20", "pipeline.0.distill.generation.max_new_tokens=4"),
+    "distill_size": ("score.tasks.0.items=20", "score.scorers.0.kl_to_teacher.items=10"),
+    "draft_model": (
+        "score.scorers.0.speculative.items=6",
+        "score.holdout.items=6",
+        "pipeline.1.distill.generation.max_new_tokens=4",
+    ),
+    "merge_then_distill": (*(f"score.tasks.{place}.items=20" for place in range(3)),),
+}
+"""Spaces on the demo's models to what makes their runs small."""
+script, demo = load_script("demo_reasons"), load_script("demo_models")
 
 
 @pytest.fixture(scope="module")
@@ -39,16 +52,27 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def fields(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder with the demo's texts and tasks, and tiny models in place of its own."""
+    folder = tmp_path_factory.mktemp("fields")
+    world = demo.World(0)
+    for seed, name in enumerate(("base", *demo.FIELDS)):
+        make_model(folder / f"models/demo/{name}", seed=seed, layers=4)
+    demo.save_tasks(world, folder / "models/demo/tasks")
+    demo.save_texts(world, folder / "models/demo/texts", 0)
+    return folder
+
+
 def opened(case: str, home: Path, monkeypatch: pytest.MonkeyPatch, *overrides: str) -> Loaded:
     monkeypatch.chdir(home)
     monkeypatch.setenv("XDG_CACHE_HOME", str(home / "cache"))
-    small = ("score.backend=hf", "score.tasks.0.items=20", "score.holdout.items=20", "engine=inline")
-    return load(SPACES / f"{case}.yaml", [*small, *overrides])
+    return load(SPACES / f"{case}.yaml", [*SMALL, *overrides])
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_a_space_fits_its_data(case: str, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert check(opened(case, home, monkeypatch)).parents.keys() == {"base"}
+    assert check(opened(case, home, monkeypatch, "score.tasks.0.items=20")).parents.keys() == {"base"}
 
 
 @pytest.mark.parametrize("case", [case for case in CASES if case != "distill_reasoning"])
@@ -67,19 +91,43 @@ def test_what_a_comment_offers_for_real_use_is_a_config(case: str) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 def test_a_space_runs(case: str, home: Path) -> None:
-    small = ["score.backend=hf", "score.tasks.0.items=20", "score.holdout.items=20", "engine=inline"]
-    small += ["search.trials=2", "search.population=2"]
-    command = [sys.executable, "-m", "evolve.cli", "run", str(SPACES / f"{case}.yaml"), *small]
+    searched(case, home, "score.tasks.0.items=20")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", DEMO)
+def test_a_space_of_the_demo_runs(case: str, fields: Path) -> None:
+    stages = yaml.safe_load((SPACES / f"{case}.yaml").read_text())["pipeline"]
+    [place] = [place for place, stage in enumerate(stages) if "distill" in stage]
+    found = searched(case, fields, *DEMO[case], f"pipeline.{place}.distill.dataset.max_tokens=800")
+    best = found["best"]
+    assert best["holdout"] and found["trials"] == 2
+    if case == "distill_size":
+        # Score against size, with a front among the candidates.
+        assert found["trade"]["tasks"] == {
+            "gain": {"demo_towns": "acc"},
+            "retention": {"size": "billion_parameters"},
+        }
+        assert any(point["front"] for point in found["trade"]["points"])
+
+
+def searched(case: str, home: Path, *overrides: str) -> dict[str, Any]:
+    """Search for two trials in a process of its own, and return the report."""
+    command = [sys.executable, "-m", "evolve.cli", "run", str(SPACES / f"{case}.yaml"), *SMALL, *overrides]
+    command += ["search.trials=2", "search.population=2", "--display", "none"]
     done = subprocess.run(
-        [*command, "--display", "none"],
+        command,
         cwd=home,
-        env={**os.environ, "XDG_CACHE_HOME": str(home / "cache")},
+        env={**os.environ, "XDG_CACHE_HOME": str(home / f"cache-{case}")},
         capture_output=True,
         text=True,
         check=False,
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    kept = [path for path in (home / "cache/evolve/stages").iterdir() if (path / "training.json").exists()]
+    stages = home / f"cache-{case}/evolve/stages"
+    kept = [path for path in stages.iterdir() if (path / "training.json").exists()]
     assert kept
     log = json.loads((kept[0] / "training.json").read_text())
     assert log["stage"] == "distill" and log["tokens"] > 0
+    report: dict[str, Any] = json.loads((home / "runs" / case / "report.json").read_text())
+    return report

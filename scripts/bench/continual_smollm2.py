@@ -42,9 +42,9 @@ sys.path.append(str(Path(__file__).resolve().parents[1]))
 
 import smollm2_experts as experts
 from forgetting import data, docstrings
-from loss_choice import answered
 from medical_definitions import split, terms_of
 from report import earlier
+from students import answered
 from vocabulary import WARM, bits_of
 
 from evolve.score.intervals import mean_interval, paired_interval, student_quantile

@@ -1,12 +1,13 @@
 """Speculative decoding in vLLM beside what the scorer `speculative` predicts of it.
 
-    python scripts/bench/draft.py TARGET DRAFT PROMPTS.jsonl --num-speculative-tokens 4
+    python scripts/bench/draft.py TARGET DRAFT [DRAFT ...] PROMPTS.jsonl --num-speculative-tokens 4
 
-TARGET and DRAFT are folders of models with one vocabulary; PROMPTS has a `text` a line. Three processes, one
-after the other: the target alone, the target with the draft, and the prediction. The engines decode one
-request at a time, as a person who waits does. Times are of the whole list of prompts after one warm-up; each
-is run several times, and the median with the extremes is shown. The draft's pass is timed alone as well, so
-that the predicted speed-up has a measured cost ratio beside the ratio of the parameters.
+TARGET and DRAFTs are folders of models with one vocabulary, such as one draft before and after distilling;
+PROMPTS has a `text` a line. Processes of their own, one after the other: the target alone, and for each draft
+the draft alone, the target with it, and the prediction. The engines decode one request at a time, as a person
+who waits does. Times are of the whole list of prompts after one warm-up; each is run several times, and the
+median with the extremes is shown. The draft's pass is timed alone, so that the predicted speed-up has a
+measured cost ratio beside the ratio of the parameters.
 """
 
 from __future__ import annotations
@@ -18,13 +19,16 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("target")
-    parser.add_argument("draft")
+    parser.add_argument("drafts", nargs="+", metavar="draft")
     parser.add_argument("prompts")
     parser.add_argument("--num-speculative-tokens", type=int, default=4)
     parser.add_argument("--method", choices=["greedy", "probabilistic"], default="greedy")
@@ -37,24 +41,29 @@ def main() -> None:
     )
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--out", type=Path, help="Write the numbers as JSON.")
-    parser.add_argument("--part", choices=["target", "draft", "both", "predicted"], help=argparse.SUPPRESS)
+    parser.add_argument("--part", choices=["target", *PARTS], help=argparse.SUPPRESS)
+    parser.add_argument("--of", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.part:
-        print("RESULT " + json.dumps(PARTS[options.part](options)), flush=True)
+        options.drafts = [options.of]
+        result = PARTS.get(options.part, alone)(options)
+        print("RESULT " + json.dumps(result), flush=True)
         return
-    found = {part: run(part) for part in PARTS}
-    show(found, options)
+    target = run("target", "")
+    found = {draft: {part: run(part, draft) for part in PARTS} for draft in options.drafts}
+    print(show(target, found, options))
     if options.out:
-        options.out.write_text(json.dumps({"options": vars(options) | {"out": None}, **found}, indent=1))
+        plain = {"options": vars(options) | {"out": None}, "target": target, "drafts": found}
+        options.out.write_text(json.dumps(plain, indent=1))
 
 
-def run(part: str) -> dict[str, Any]:
+def run(part: str, draft: str) -> dict[str, Any]:
     """Run a part in a process of its own, since an engine leaves things behind."""
-    command = [sys.executable, __file__, *sys.argv[1:], "--part", part]
+    command = [sys.executable, __file__, *sys.argv[1:], "--part", part, "--of", draft]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     lines = [line for line in done.stdout.splitlines() if line.startswith("RESULT ")]
     if not lines:
-        sys.exit(f"{part} failed:\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}")
+        sys.exit(f"{part} {draft} failed:\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}")
     return dict(json.loads(lines[-1].removeprefix("RESULT ")))
 
 
@@ -138,7 +147,7 @@ def predicted(options: argparse.Namespace) -> dict[str, Any]:
     from evolve.weights.reader import open_model
     from evolve.weights.tokenizer import load_tokenizer
 
-    target, draft = (open_model(place) for place in (options.target, options.draft))
+    target, draft = (open_model(place) for place in (options.target, options.drafts[0]))
     size = load_tokenizer(target.files, target.config).size
     texts = target_texts(
         target,
@@ -165,40 +174,103 @@ def predicted(options: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def show(found: dict[str, dict[str, Any]], options: argparse.Namespace) -> None:
-    from evolve.tensors.speculative import break_even, speed_up
+class Figures(NamedTuple):
+    """What is predicted of a draft, and what was measured.
 
-    both, alone, small, said = (found[part] for part in ("both", "target", "draft", "predicted"))
+    Attributes:
+        said_length: Tokens of a cycle, the target's own among them.
+        length: The same, measured.
+        counted: The same as the engine's counters have it, with what it accepts behind the end of a text.
+        said_rate: Accepted tokens over drafted ones.
+        rate: The same, measured.
+        said_cost: Time of the draft's pass over the target's, by the parameters.
+        cost: The same, measured with each alone.
+        said_faster: Speed-up by the predicted length and the measured cost.
+        faster: Speed-up, measured.
+    """
+
+    said_length: float
+    length: float
+    counted: float
+    said_rate: float
+    rate: float
+    said_cost: float
+    cost: float
+    said_faster: float
+    faster: float
+
+
+def figures(target: dict[str, Any], parts: dict[str, dict[str, Any]], k: int, repeats: int) -> Figures:
+    """Return the figures of a draft from what its processes and the target's said."""
+    from evolve.tensors.speculative import speed_up
+
+    both, small, said = (parts[part] for part in ("both", "draft", "predicted"))
+    each = {name: per_token(one) for name, one in (("target", target), ("draft", small), ("both", both))}
+    cost = each["draft"] / each["target"]
+    return Figures(
+        said["length"],
+        # The prompt's pass gives the first token of a text, without a draft.
+        (both["tokens"] - both["prompts"]) * repeats / both["num_drafts"],
+        1 + both["num_accepted_tokens"] / both["num_drafts"],
+        said["rate"],
+        # The mean of what the engine drafted, which may be fewer at the end of a text.
+        both["num_accepted_tokens"] / both["num_draft_tokens"],
+        said["cost"],
+        cost,
+        speed_up(said["length"], k, cost),
+        each["target"] / each["both"],
+    )
+
+
+def per_token(part: dict[str, Any]) -> float:
+    """Return the seconds of a token, by the median run."""
+    return float(statistics.median(part["seconds"]) / part["tokens"])
+
+
+HEAD = (
+    "draft",
+    "tokens of a cycle, predicted",
+    "measured",
+    "accepted of the drafted, predicted",
+    "measured",
+    "cost of a pass, by parameters",
+    "measured",
+    "speed-up, predicted at that cost",
+    "measured",
+)
+
+
+def show(target: dict[str, Any], drafts: dict[str, dict[str, Any]], options: argparse.Namespace) -> str:
+    """Return the table of the drafts, and the times behind it."""
+    from evolve.tensors.speculative import break_even
+
     k = options.num_speculative_tokens
-    # The prompt's pass gives the first token of a text, without a draft.
-    length = (both["tokens"] - both["prompts"]) * options.repeats / both["num_drafts"]
-    counted = 1 + both["num_accepted_tokens"] / both["num_drafts"]
-    # The mean of what the engine drafted, which may be fewer at the end of a text.
-    rate = both["num_accepted_tokens"] / both["num_draft_tokens"]
-    medians = {part: statistics.median(found[part]["seconds"]) for part in ("target", "draft", "both")}
-    per_token = {part: medians[part] / found[part]["tokens"] for part in medians}
-    cost = per_token["draft"] / per_token["target"]
-    print(f"{alone['prompts']} prompts, {alone['tokens']} and {both['tokens']} tokens, k = {k}")
-    print(f"{'':34}{'predicted':>12}{'measured':>12}")
-    print(f"{'tokens of a cycle':34}{said['length']:12.3f}{length:12.3f}")
-    print(f"{'  as the counters have it':34}{'':12}{counted:12.3f}")
-    print(f"{'accepted of the drafted':34}{said['rate']:12.3f}{rate:12.3f}")
-    print(f"{'cost of a pass, draft over target':34}{said['cost']:12.3f}{cost:12.3f}")
-    measured = per_token["target"] / per_token["both"]
-    for name, ratio in (("parameters", said["cost"]), ("passes as measured", cost)):
-        faster = speed_up(said["length"], k, ratio)
-        print(f"{'speed-up, cost by ' + name:34}{faster:12.3f}{measured:12.3f}")
-    print(f"rate that would pay, at this cost: {break_even(k, cost):.3f}")
-    for part in ("target", "draft", "both"):
-        low, high = min(found[part]["seconds"]), max(found[part]["seconds"])
-        print(f"{part:8}{1000 * per_token[part]:8.2f} ms a token; {low:.2f} to {high:.2f} s a run")
-    assert small["tokens"]
+    lines = [f"| {' | '.join(HEAD)} |", "|---" * len(HEAD) + "|"]
+    notes = [f"{target['prompts']} prompts, {target['tokens']} tokens, k = {k}", _times("target", target)]
+    for draft, parts in drafts.items():
+        one = figures(target, parts, k, options.repeats)
+        shown = [f"{value:.3f}" for name, value in one._asdict().items() if name != "counted"]
+        lines.append(f"| {Path(draft).name} | {' | '.join(shown)} |")
+        notes += [_times(Path(draft).name, parts["draft"]), _times("  with the target", parts["both"])]
+        notes.append(
+            f"  {one.counted:.3f} tokens of a cycle by the counters; at this cost a rate of "
+            f"{break_even(k, one.cost):.3f} would pay"
+        )
+    return "\n".join([*lines, "", *notes])
 
 
-PARTS = {
-    "target": lambda options: engine(options, options.target, None),
-    "draft": lambda options: engine(options, options.draft, None),
-    "both": lambda options: engine(options, options.target, options.draft),
+def _times(name: str, part: dict[str, Any]) -> str:
+    low, high = min(part["seconds"]), max(part["seconds"])
+    return f"{name}: {1000 * per_token(part):.2f} ms a token; {low:.2f} to {high:.2f} s a run"
+
+
+def alone(options: argparse.Namespace) -> dict[str, Any]:
+    return engine(options, options.target, None)
+
+
+PARTS: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {
+    "draft": lambda options: engine(options, options.drafts[0], None),
+    "both": lambda options: engine(options, options.target, options.drafts[0]),
     "predicted": predicted,
 }
 

@@ -27,8 +27,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 # This folder, which Python puts on its path for a script.
-from loss_choice import accuracy
 from report import earlier, mean
+from students import accuracy
 from vocabulary import bits_of
 
 from evolve.score.forgetting import average, backward_transfer, forward_transfer, mean_forgetting
