@@ -3,10 +3,11 @@ from dataclasses import replace
 import pytest
 
 from evolve.cli.options import load_run_config
+from evolve.report import numbers
 from evolve.report.collect import collect
 from evolve.report.data import to_json
 from evolve.report.summary import summarise
-from evolve.report.text import tables, verdict
+from evolve.report.text import facts, tables, verdict
 from evolve.store.rundir import RunDir
 from evolve.types import Failed, Job, Scored
 from tests.report.synthetic import ITEMS, outcome_of
@@ -142,3 +143,24 @@ def printed(summary) -> list[str]:
     for part in tables(summary):
         console.print(part)
     return console.file.getvalue().splitlines()
+
+
+def test_the_cost_of_restarts_is_shown(material):
+    """A phase of its own: its mean over all candidates, beside the other phases, in every form."""
+    import json
+
+    from evolve.report.html import page
+
+    some = sorted({trial.recipe_hash for trial in material.trials})[:3]
+    trials = []
+    for trial in material.trials:
+        more = {"restart": 40.0} if trial.recipe_hash in some else {}
+        trials.append(
+            replace(trial, outcome=replace(trial.outcome, seconds={**trial.outcome.seconds, **more}))
+        )
+    summary = summarise(replace(material, trials=tuple(trials)), "x")
+    mean = 3 * 40.0 / len({trial.recipe_hash for trial in trials})
+    ((_, told),) = [fact for fact in facts(summary) if fact[0] == "per candidate"]
+    assert dict(part.split(" ", 1) for part in told.split(", "))["restart"] == numbers.duration(mean)
+    assert told in page(summary) and any("restart" in line for line in printed(summary))
+    assert json.loads(json.dumps(to_json(summary), allow_nan=False))["seconds"]["restart"] == 3 * 40.0

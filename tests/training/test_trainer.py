@@ -337,3 +337,28 @@ def test_a_broken_checkpoint_is_not_taken(tmp_path: Path) -> None:
     plain, _ = run(tmp_path / "other", make_rows(4))
     assert not (tmp_path / "checkpoint-3").exists()
     assert torch.equal(network.state_dict()["lm_head.weight"], plain.state_dict()["lm_head.weight"])
+
+
+class Hostile:
+    """Runs a command when it is unpickled."""
+
+    def __init__(self, mark: Path) -> None:
+        self.mark = mark
+
+    def __reduce__(self) -> Any:
+        return os.mkdir, (str(self.mark),)
+
+
+@pytest.mark.parametrize("name", ["optimizer.pt", "scheduler.pt", "rng_state.pth"])
+def test_a_hostile_pickle_in_a_checkpoint_is_refused(tmp_path: Path, name: str) -> None:
+    with pytest.raises(CandidateError, match="step 3;"):
+        run(tmp_path / "work", make_rows(40), objective=CrossEntropy(spoil=2), save_seconds=0.0)
+    checkpoint = tmp_path / "work" / "checkpoint-2"
+    assert (checkpoint / name).exists() and (checkpoint / "complete").exists()
+    mark = tmp_path / "it ran"
+    torch.save({"state": Hostile(mark)}, checkpoint / name)
+    with pytest.raises(Exception, match=r"[Ww]eights.only"):
+        run(tmp_path / "work", make_rows(40), save_seconds=0.0)
+    assert not mark.exists()
+    torch.load(checkpoint / name, weights_only=False)
+    assert mark.exists(), "it does run where somebody trusts it"

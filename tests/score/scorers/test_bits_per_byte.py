@@ -175,3 +175,48 @@ def test_the_text_and_not_its_place_enters_the_fingerprint(tmp_path: Path) -> No
 
     assert fingerprint("a.txt", "one text\n") == fingerprint("b.txt", "one text\n")
     assert fingerprint("a.txt", "one text\n") != fingerprint("a.txt", "another text\n")
+
+
+def test_a_byte_model_of_known_entropy(tmp_path: Path) -> None:
+    """Every byte has the same probability everywhere, so a text costs -sum(count log2 p) bits, no more."""
+    from transformers import AutoModelForCausalLM
+
+    from tests.tiny import make_config
+    from tests.tokenizers import SPECIAL, gpt2_style
+
+    folder = tmp_path / "model"
+    gpt2_style(folder, bos_token="<s>", eos_token="</s>")
+    ids = json.loads((folder / "tokenizer.json").read_text())["model"]["vocab"]
+    assert len(ids) == 256 + len(SPECIAL)
+    plain = make_config("llama", tied=False, layers=1, vocab=len(ids))
+    network = AutoModelForCausalLM.from_config(plain)
+    chances = np.random.default_rng(0).dirichlet(np.full(256, 0.3)) + 1e-9
+    chances /= chances.sum()
+    logs = np.full(len(ids), -60.0)  # the special ones: no part of the sum in float32
+    letters = bytes_to_letters()
+    for byte, chance in enumerate(chances):
+        logs[ids[letters[byte]]] = np.log(chance)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.zero_()
+        # The hidden state is all ones everywhere, which the norm divides by sqrt(1 + eps), and its first
+        # place alone is read: with this weight it is 1, and the logits are log p.
+        network.model.embed_tokens.weight.fill_(1.0)
+        network.model.norm.weight[0] = math.sqrt(1 + plain.rms_norm_eps)
+        network.lm_head.weight[:, 0] = torch.tensor(logs)
+    network.save_pretrained(folder)
+    path = tmp_path / "text.jsonl"
+    texts = ["the red hen\n", "naïve café — 東京 🙂", "0123456789" * 20]
+    path.write_text("".join(json.dumps({"text": one}) + "\n" for one in texts))
+    block = {"bits_per_byte": {"path": str(path), "chunk_bytes": 5000}}
+    with closing(ENGINES.load("hf")(config(block), open_model(folder), 1)) as engine:
+        found = score(engine, block)["bits_per_byte"]
+    counts = np.bincount(np.frombuffer("".join(texts).encode(), np.uint8), minlength=256)
+    assert found.value == pytest.approx(-(counts * np.log2(chances)).sum() / counts.sum(), rel=1e-6)
+
+
+def bytes_to_letters() -> list[str]:
+    """Return the character that a byte-level tokenizer writes for each byte (GPT-2's table)."""
+    shown = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    hidden = [byte for byte in range(256) if byte not in shown]
+    return [chr(byte if byte in shown else 256 + hidden.index(byte)) for byte in range(256)]

@@ -252,3 +252,17 @@ def test_killed_and_resumed_gives_the_same_bits(
     finally:
         torch.set_num_threads(threads)
     assert same(whole, again)
+
+
+@pytest.mark.slow
+def test_ewc_holds_the_more_the_larger_its_weight(tmp_path: Path, text: Path, base: Model) -> None:
+    """Over its useful range the distance from the start falls, and at the end it is near it."""
+
+    def moved(weight: float) -> float:
+        regularizers = {"ewc": {"weight": weight, "samples": 40}} if weight else {}
+        found = run(block(text, regularizers=regularizers), base)
+        return sum(float(((found[name] - base.tensor(name)) ** 2).sum()) for name in found)
+
+    distances = [moved(weight) for weight in (0.0, 1.0, 100.0, 1e4)]
+    assert distances == sorted(distances, reverse=True)
+    assert distances[-1] < 0.1 * distances[0]

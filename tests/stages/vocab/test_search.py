@@ -223,3 +223,42 @@ def test_every_way_to_choose_must_give_enough(tmp_path: Path) -> None:
     assert problems({"choices": list(methods)}, most[fewest]) == []
     ((path, message),) = problems({"choices": list(methods)}, widest)
     assert path == "pipeline.0.vocab.num_new_tokens" and f"{most[fewest]} tokens ({fewest})" in message
+
+
+@pytest.mark.slow
+def test_what_a_search_over_vocab_and_cpt_exports_loads_in_transformers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from evolve.run import run
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    data = save(tmp_path / "domain.jsonl", TEXTS)
+    cpt = {
+        "model": "wide",
+        "dataset": {"path": str(data), "max_length": 32},
+        "phases": [{"until": 0.5, "train": "new_embeddings"}, {"until": 1.0}],
+        "training_args": {"learning_rate": {"choices": [1e-3, 3e-3]}, "per_device_train_batch_size": 4},
+    }
+    changes = {"search.trials": 2, "search.sampler": "random", "score.holdout.items": 0}
+    config = make_search(tmp_path, **changes)
+    document = yaml.safe_load(config.read_text())
+    document["models"] = {"base": str(tmp_path / "base")}
+    document["pipeline"] = [stage(data, num_new_tokens=16, name="wide"), {"cpt": cpt}]
+    config.write_text(yaml.safe_dump(document))
+    run(load(config), runs=tmp_path / "runs")
+    call("export", "small", "--runs", tmp_path / "runs", "--to", "model", "--out", tmp_path / "m")
+    network = AutoModelForCausalLM.from_pretrained(tmp_path / "m")
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "m")
+    assert len(tokenizer) == 144 == network.get_input_embeddings().weight.shape[0]
+    ids = tokenizer(TEXTS[0], return_tensors="pt").input_ids
+    old = AutoTokenizer.from_pretrained(tmp_path / "base")(TEXTS[0]).input_ids
+    assert int(ids.max()) >= 128 and ids.shape[1] < len(old), "new tokens are used"
+    assert tokenizer.decode(ids[0]) == TEXTS[0]
+    with torch.no_grad():
+        assert network(ids).logits.isfinite().all()
+    call("export", "small", "--runs", tmp_path / "runs", "--out", tmp_path / "recipe.yaml")
+    call("build", tmp_path / "recipe.yaml", tmp_path / "twin")
+    written = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("m", "twin")]
+    assert written[0] == written[1], "built again from its recipe"

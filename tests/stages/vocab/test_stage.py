@@ -237,3 +237,28 @@ def test_a_merge_of_an_extended_with_another_model(tmp_path: Path, data: Path) -
     average = (wide.tensor(name)[:128] + models["other"].tensor(name)) / 2
     assert torch.allclose(table[:128], average, atol=1e-6)
     assert torch.allclose(table[128:138], wide.tensor(name)[128:138], atol=1e-6)
+
+
+@pytest.mark.parametrize("norm", [None, 0.7])
+def test_the_mean_of_pieces_commutes_with_a_linear_merge_and_a_set_length_does_not(
+    tmp_path: Path, data: Path, norm: float | None
+) -> None:
+    """Base and parents extended alike and merged are the merge extended; lengths of rows are not linear."""
+    from evolve.stages.merge.block import MergeBlock
+    from evolve.stages.merge.stage import MergeStage
+
+    models = {name: open_model(make_model(tmp_path / name, seed=seed)) for seed, name in enumerate("ab")}
+    listed = [{"model": name, "parameters": {"weight": weight}} for name, weight in (("a", 0.3), ("b", 0.7))]
+    linear = MergeBlock.model_validate({"merge_method": "linear", "models": listed, "dtype": "float32"})
+    init = {"init": {"norm": norm}} if norm else {}
+
+    def extended(model: Model) -> Model:
+        return VocabStage.run(block(data, 10, **KEYS, **init), {"base": model}, seed=1)
+
+    behind = extended(MergeStage.run(linear, models, seed=0))
+    before = MergeStage.run(linear, {name: extended(model) for name, model in models.items()}, seed=0)
+    tables = [made.tensor("model.embed_tokens.weight") for made in (behind, before)]
+    assert tables[0].shape == tables[1].shape == (144, 64)
+    assert torch.allclose(tables[0][:128], tables[1][:128], atol=1e-6)
+    assert torch.allclose(tables[0][138:], tables[1][138:], atol=1e-6), "the mean of all rows is linear too"
+    assert torch.allclose(tables[0][128:138], tables[1][128:138], atol=1e-6) is (norm is None)
