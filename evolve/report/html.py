@@ -126,7 +126,7 @@ def _sources(summary: Summary, split: Split) -> str:
         return ""
     parts = [_note(f"On {split} items.")]
     parts.append(_table(*text.source_rows(summary), best=[row.best for row in summary.sources]))
-    parts.append(_note(sources.NOTE))
+    parts.append(_note(sources.note(summary.sources)))
     for task, (metric, _) in summary.tasks.items():
         rows = [
             charts.Bar(row.label, found.value, found.low, found.high, row.best)

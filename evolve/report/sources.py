@@ -6,10 +6,12 @@ of its metrics, its size and its speed.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from evolve.report import numbers
+from evolve.report.recovered import NOTE as RECOVERED
+from evolve.report.recovered import recovered
 from evolve.score.intervals import Interval, task_interval
 from evolve.score.statistics import interval, kept, kept_on
 
@@ -72,6 +74,8 @@ class Row:
         size: Its size, or None.
         speed: Items a second, or None.
         best: Whether it is the one to look at.
+        recovered: Task to how much of the gap to its teacher the best has closed, None where nobody can say;
+            empty where nothing was distilled, and for all others.
     """
 
     label: str
@@ -82,6 +86,7 @@ class Row:
     size: Size | None
     speed: float | None
     best: bool
+    recovered: Mapping[str, Interval | None] = field(default_factory=dict)
 
 
 def speed_of(scored: Scored) -> float | None:
@@ -91,13 +96,19 @@ def speed_of(scored: Scored) -> float | None:
     return items / seconds if seconds and items else None
 
 
-def sources(models: Sequence[Measured], parents: Parents, config: ScoreConfig) -> tuple[Row, ...]:
+def sources(
+    models: Sequence[Measured],
+    parents: Parents,
+    config: ScoreConfig,
+    gap: tuple[Tasks, Tasks] | None = None,
+) -> tuple[Row, ...]:
     """Return the rows of the table.
 
     Args:
         models: The models, in the order of the rows.
         parents: Name to the scores of each parent, on the same items.
         config: Tasks and weights.
+        gap: Scores of the student before the best was distilled from it, and those of its teacher.
     """
     return tuple(
         Row(
@@ -109,6 +120,7 @@ def sources(models: Sequence[Measured], parents: Parents, config: ScoreConfig) -
             size=model.size,
             speed=model.speed,
             best=model.best,
+            recovered=recovered(model.scored.tasks, *gap) if gap is not None and model.best else {},
         )
         for model in models
     )
@@ -128,16 +140,24 @@ def cells(rows: Sequence[Row], metrics: Mapping[str, str]) -> tuple[list[str], l
     """
     parents = list(rows[0].kept) if rows else []
     header = ["model", *(f"{task} ({metric})" for task, metric in metrics.items())]
-    header += [*(f"keeps of {name}" for name in parents), "average", "parameters", "size", "items/s"]
+    gaps = list(dict.fromkeys(task for row in rows for task in row.recovered if task in metrics))
+    header += [*(f"keeps of {name}" for name in parents), *(f"gap recovered ({task})" for task in gaps)]
+    header += ["average", "parameters", "size", "items/s"]
     lines = []
     for row in rows:
         line = [row.label, *(_score(row.tasks.get(task)) for task in metrics)]
         line += [percent(row.kept[name]) for name in parents]
+        line += [percent(row.recovered[task]) if row.recovered else numbers.MISSING for task in gaps]
         line += [_score(row.average)]
         line += [count(row.size.parameters), numbers.size(row.size.bytes)] if row.size else ["-", "-"]
         line.append("-" if row.speed is None else f"{row.speed:.3g}")
         lines.append(line)
     return header, lines
+
+
+def note(rows: Sequence[Row]) -> str:
+    """Return what the columns mean."""
+    return f"{NOTE} {RECOVERED}" if any(row.recovered for row in rows) else NOTE
 
 
 def to_json(rows: Sequence[Row]) -> list[dict[str, Any]]:
@@ -151,6 +171,11 @@ def to_json(rows: Sequence[Row]) -> list[dict[str, Any]]:
                 name: {task: ends(one) for task, one in found.items()}
                 for name, found in row.kept_tasks.items()
             },
+            **(
+                {"gap_recovered": {name: one and ends(one) for name, one in row.recovered.items()}}
+                if row.recovered
+                else {}
+            ),
             "average": ends(row.average),
             "parameters": row.size.parameters if row.size else None,
             "bytes": row.size.bytes if row.size else None,

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from evolve.report.layers import profiles, stackings
+from evolve.report.recovered import distilled
 from evolve.report.switched import switched_stages
 from evolve.report.trade import trade_of
 from evolve.report.variants import Variants, variants_of
@@ -187,7 +188,9 @@ def summarise(material: Material, run: str, *, top: int = 5) -> Summary:
         final=final,
         finalists=tuple(looked_at),
         score=score,
-        sources=views.sources([best, *parents, average]),
+        sources=views.sources(
+            [best, *parents, average], distilled(material, winner.recipe if winner else None)
+        ),
         profiles=_profiles(material, winner),
         overlaps=tuple(state.get("overlaps") or ()),
         variants=variants_of(material, views, winner.recipe if winner else None, [*parents[:1], average]),

@@ -190,7 +190,7 @@ def tables(summary: Summary) -> list[RenderableType]:
         title = f"gain against forgetting, counted from {summary.trade.start}"
         parts.append(grid(*trade.cells(summary.trade, most=_MOST_FRONT), title))
     parts.extend(Text(f"{name}: {text}") for name, text in facts(summary))
-    said = [footnote(summary), sources.NOTE if summary.sources else ""]
+    said = [footnote(summary), sources.note(summary.sources) if summary.sources else ""]
     said += [switched.NOTE if summary.switched else "", trade.NOTE if summary.trade else ""]
     parts.append(Text(" ".join(note for note in said if note), "dim"))
     return parts

@@ -18,10 +18,11 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from evolve.report.collect import Material, Trial
+    from evolve.report.recovered import Distilled
     from evolve.report.sources import Size
     from evolve.score.intervals import Interval
     from evolve.score.objective import Parents
-    from evolve.types import Split
+    from evolve.types import Recipe, Split
 
 Role = Literal["best", "candidate", "parent", "average"]
 
@@ -208,8 +209,14 @@ class Views:
                 gaps[split] = compare(ours.tasks, theirs.tasks, self._score, self.parents(split))
         return replace(entry, gaps=gaps)
 
-    def sources(self, entries: Sequence[Entry | None]) -> tuple[Row, ...]:
-        """Return the table of models, on the holdout where the first one was scored there."""
+    def sources(self, entries: Sequence[Entry | None], gap: Distilled | None = None) -> tuple[Row, ...]:
+        """Return the table of models, on the holdout where the first one was scored there.
+
+        Args:
+            entries: The rows, the best first.
+            gap: What the best was distilled from, and by whom. A student that is no parent has a row of its
+                own where it was scored.
+        """
         shown = [entry for entry in entries if entry is not None]
         if self._score is None or not shown:
             return ()
@@ -221,7 +228,18 @@ class Views:
         ]
         parents = {entry.name: entry.scored(split) for entry in shown if entry.role == "parent"}
         known = {name: scored.tasks for name, scored in parents.items() if scored is not None}
-        return sources(models, known, self._score)
+        ends = [self.on(recipe, split) for recipe in (gap.before, gap.teacher)] if gap else []
+        before, teacher = ends if len(ends) == 2 else (None, None)
+        if gap is not None and gap.made and before is not None:
+            models.insert(1, Measured("student before", before, self._material.sizes(gap.before)))
+        whole = (before.tasks, teacher.tasks) if before and teacher else None
+        return sources(models, known, self._score, whole)
+
+    def on(self, recipe: Recipe, split: Split) -> Scored | None:
+        """Return the scores of a recipe on the items of a split that are shown, or None."""
+        outcome = self._material.outcome(recipe, split)
+        outcome = self.shown(outcome) if split == "holdout" else outcome
+        return outcome if isinstance(outcome, Scored) else None
 
     def _measured(self, entry: Entry) -> Entry:
         """Return ``entry`` with the intervals of its scores, its shrinkage, and what it loses too much."""
