@@ -144,6 +144,42 @@ def lowest(ours: tuple[float, ...], theirs: tuple[float, ...], count: int, *, pa
     return Case(f"{what} of {rates}{other}, {count} items", draw, 0.5)
 
 
+def yardstick(
+    kind: str, ours: tuple[float, ...], gap: tuple[float, float], count: int, *, pair: bool
+) -> Case:
+    """A value on the scale of two parents whose scores are drawn, too, and which the interval takes as known.
+
+    On task i one parent (i even: the first) has the rate ``gap[1]`` and the other ``gap[0]``.
+    """
+    block = config(len(ours), objective=kind)
+    true = [(rate - gap[0]) / (gap[1] - gap[0]) for rate in ours]
+    truth = min(true) if kind == "worst" else float(np.mean(true))
+    lower = [rate - 0.05 for rate in ours]
+    below = [(rate - gap[0]) / (gap[1] - gap[0]) for rate in lower]
+    other = min(below) if kind == "worst" else float(np.mean(below))
+
+    def draw(rng: np.random.Generator) -> bool:
+        models: list[dict[str, TaskScore]] = [{}, {}, {}, {}]
+        for task, rates in enumerate(zip(ours, lower, strict=True)):
+            hard = rng.random(count)
+            for model, rate in zip(models, (*rates, gap[1 - task % 2], gap[task % 2]), strict=True):
+                own = np.where(rng.random(count) < 0.7, hard, rng.random(count))
+                model[f"t{task}"] = score(own < rate)
+        parents = {"a": models[2], "b": models[3]}
+        if not pair:
+            return holds(interval(models[0], block, parents), truth)
+        found = compare(models[0], models[1], block, parents)
+        return holds(Interval(found.difference, found.low, found.high), truth - other)
+
+    rates = ", ".join(f"{rate:g}" for rate in ours)
+    what = f"difference of .05 on `{kind}`" if pair else f"`{kind}`"
+    return Case(
+        f"{what}, {rates} between parents at {gap[0]:g} and {gap[1]:g} that are drawn, {count} items",
+        draw,
+        0.1 if pair else 0.5,
+    )
+
+
 def skill(model: float, parent: float, chance: float, count: int) -> Case:
     def draw(rng: np.random.Generator) -> bool:
         a, b = related(rng, count, model, parent)
@@ -204,6 +240,7 @@ def cases() -> Iterator[Case]:
     for pair in (False, True):
         yield lowest((0.7, 0.5), (0.6, 0.6), 200, pair=pair)
         yield lowest((0.6, 0.6), (0.55, 0.55), 200, pair=pair)
+    yield from yardsticks()
     yield skill(0.6, 0.7, 0.25, 200)
     yield skill(0.95, 0.97, 0.25, 200)
     yield skill(0.3, 0.5, 0.0, 100)
@@ -211,6 +248,18 @@ def cases() -> Iterator[Case]:
     for count in (5, 20):
         for kind in ("naive", "corrected", "other", "gap"):
             yield winner(kind, count, 400)
+
+
+def yardsticks() -> Iterator[Case]:
+    """Yield both scales of the parents, with parents far apart, nearer, and hardly apart."""
+    for kind in ("normalised", "worst"):
+        for pair in (False, True):
+            for gap, ours in (
+                ((0.3, 0.8), (0.7, 0.6)),
+                ((0.5, 0.7), (0.65, 0.6)),
+                ((0.5, 0.6), (0.57, 0.56)),
+            ):
+                yield yardstick(kind, ours, gap, 200, pair=pair)
 
 
 def coverage(case: Case, rounds: int, seed: int = 0) -> float:

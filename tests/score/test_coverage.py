@@ -1,8 +1,14 @@
-"""Nominal 95 % intervals hold the truth in 93 to 97 % of simulated reports. docs/results.md has more."""
+"""Nominal 95 % intervals hold the truth in 93 to 97 %. docs/results.md has more.
+
+Where an interval depends on counts alone, its coverage is summed over all of them and is exact; the others
+are simulated, and 800 rounds tell a share to 2.3 points.
+"""
 
 from __future__ import annotations
 
+import functools
 import math
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
@@ -11,10 +17,13 @@ from hypothesis import strategies as st
 
 from evolve.score.choice import can_choose, choose, half
 from evolve.score.draws import paired_draws
-from evolve.score.intervals import Interval, wilson
+from evolve.score.intervals import Interval, tango, wilson
 from evolve.score.statistics import compare, interval, kept, unpaired, verdict_of
 from evolve.types import TaskScore
 from tests.scripts.loading import load_script
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 simulation = load_script("bench/intervals")
 ROUNDS = 800
@@ -24,23 +33,89 @@ def share(case: object, rounds: int = ROUNDS) -> float:
     return float(simulation.coverage(case._replace(share=1.0), rounds))
 
 
+def of_one(rate: float, count: int) -> float:
+    """Return the exact coverage of Wilson's interval: the binomial probability of the counts that hold it."""
+    found = 0.0
+    for right in range(count + 1):
+        ends = wilson(right, count)
+        if ends.low <= rate <= ends.high:
+            found += math.comb(count, right) * rate**right * (1 - rate) ** (count - right)
+    return found
+
+
+@functools.cache
+def tango_ends(gained: int, lost: int, count: int) -> tuple[float, float]:
+    found = tango(gained, lost, count)
+    return found.low, found.high
+
+
+def of_pair(first: float, second: float, count: int) -> float:
+    """Return the exact coverage of Tango's interval, for models that agree as ``simulation.related`` says."""
+    gain = 0.7 * max(first - second, 0) + 0.3 * first * (1 - second)
+    loss = 0.7 * max(second - first, 0) + 0.3 * second * (1 - first)
+    found = total = 0.0
+    for gained in likely(gain, count):
+        for lost in likely(loss, count):
+            if gained + lost > count:
+                continue
+            ways = math.comb(count, gained) * math.comb(count - gained, lost)
+            chance = ways * gain**gained * loss**lost * (1 - gain - loss) ** (count - gained - lost)
+            total += chance
+            if chance > 1e-8:
+                low, high = tango_ends(gained, lost, count)
+                found += chance * (low <= first - second <= high)
+    assert total > 1 - 1e-4
+    return found
+
+
+def likely(rate: float, count: int) -> range:
+    """Return the counts that are not too rare to matter."""
+    middle, spread = count * rate, 5 * math.sqrt(count * rate) + 5
+    return range(max(0, int(middle - spread)), min(count, int(middle + spread)) + 1)
+
+
+RATES = np.linspace(0.95, 1, 26)[:-1] + 0.001
+
+
+@pytest.mark.parametrize(
+    "coverage",
+    [
+        pytest.param(lambda: of_one(0.6, 100), id="one model at .6"),
+        pytest.param(lambda: of_one(0.9, 200), id="one model at .9"),
+        pytest.param(lambda: np.mean([of_one(rate, 200) for rate in RATES]), id="one model from .95 to 1"),
+        pytest.param(lambda: of_pair(0.55, 0.5, 200), id="a difference of .55 and .5"),
+        pytest.param(
+            lambda: np.mean([of_pair(a, b, 200) for a in RATES[::5] for b in RATES[::5]]),
+            id="a difference from .95 to 1",
+        ),
+    ],
+)
+def test_93_to_97_in_100_exactly(coverage: Callable[[], float]) -> None:
+    assert 0.93 <= coverage() <= 0.97
+
+
+def test_the_sums_by_hand() -> None:
+    """Of two items none right gives [0, .658], one [.095, .905], two [.342, 1]."""
+    assert of_one(0.5, 2) == pytest.approx(1.0)
+    assert of_one(0.7, 2) == pytest.approx(1 - 0.3**2)
+
+
 @pytest.mark.parametrize(
     "case",
     [
-        simulation.one_model(0.6, 100),
-        simulation.one_model(0.9, 200),
-        simulation.near_one(200, pair=False),
-        simulation.near_one(200, pair=True),
-        simulation.difference(0.55, 0.5, 200),
         simulation.weighted((0.6, 0.3, 0.9), 100),
         simulation.perplexity(100),
         simulation.skill(0.6, 0.7, 0.25, 200),
+        pytest.param(
+            simulation.yardstick("normalised", (0.7, 0.6), (0.3, 0.8), 200, pair=False),
+            marks=pytest.mark.slow,
+        ),
         simulation.winner("other", 5, 200),
         simulation.winner("gap", 5, 200),
     ],
     ids=lambda case: case.name,
 )
-def test_93_to_97_in_100(case: object) -> None:
+def test_93_to_97_in_100_simulated(case: object) -> None:
     noise = 3 * math.sqrt(0.95 * 0.05 / ROUNDS)
     assert 0.93 - noise <= share(case) <= 0.97 + noise
 
