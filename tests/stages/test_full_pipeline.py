@@ -113,5 +113,6 @@ def test_a_search_over_it_ends(tmp_path: Path, name: str) -> None:
     found = summarise(collect(folder, load_run_config(folder)), "x")
     assert found.trade is not None and found.trade.start == "base", "roles are set"
     assert found.best_recipe is not None
-    asked = name == "full_pipeline" and len(found.best_recipe.pipeline) > 1
-    assert bool(found.variants.stages) == asked
+    stages = [kind for entry in found.best_recipe.pipeline for kind in entry]
+    assert bool(found.variants.stages) == (name == "full_pipeline" and len(stages) > 1)
+    assert (found.variants.alone is not None) == ("vocab" in stages)
