@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
     from evolve.config.values import DataFile, StageBlock
     from evolve.stages.distill.block import LengthCurriculumBlock
+    from evolve.stages.distill.data import Document
     from evolve.stages.distill.learner import Learner
     from evolve.stages.distill.teachers.base import Teacher
     from evolve.stages.distill.text import Text
@@ -85,8 +86,8 @@ class DistillStage:
         found: list[tuple[str, str]] = []
         student = models[str(distill.model)]
         name = distill.named_teacher
-        if distill.student is not None and (misfit := distill.student.misfit(layer_count(student))):
-            found.append(("student.keep_layers", misfit))
+        if distill.student is not None:
+            found += [(f"student.{key}", message) for key, message in distill.student.misfits(student)]
         found += adapter_problems(distill.peft_config, student)
         found += _teacher_problems(distill, models)
         try:
@@ -145,8 +146,9 @@ def _train(
     from evolve.training.seeds import seed_of
     from evolve.training.trainer import Settings, train
 
-    student = made_student(block.student, models[str(block.model)])
-    tokenizer = _tokenizer(student)
+    start = models[str(block.model)]
+    tokenizer = _tokenizer(start)
+    student, shape = _student(block, start, text.file, tokenizer, seed)
     rows = _rows(block, text.file, tokenizer, seed)
     logger.info("distill: %s", ", ".join(f"{value} {key}" for key, value in rows.counts.items()))
     terms = make_terms([entry.plain() for entry in block.loss_functions])
@@ -177,24 +179,44 @@ def _train(
         )
     if learner.projections:
         del trainee.network.evolve_projections
-    report = {"stage": "distill", "data": dict(rows.counts), **text.about, **history.as_plain()}
+    report = {"stage": "distill", "data": dict(rows.counts), **shape, **text.about, **history.as_plain()}
     return trained_model(trainee, block.dtype), {LOG: json.dumps(report)}
 
 
-def _rows(block: DistillBlock, text: DataFile, tokenizer: Tokenizer, seed: int) -> Rows:
-    from evolve.stages.distill.data import Layout, read, rows_of
+def _student(
+    block: DistillBlock, start: Model, text: DataFile, tokenizer: Tokenizer, seed: int
+) -> tuple[Model, dict[str, Any]]:
+    """Return the student before training, and what is told of the layers that were chosen by damage."""
+    if block.student is None or block.student.keep_by != "damage":
+        return made_student(block.student, start), {}
+    from evolve.stages.distill.damage import least_damaging
+
+    documents, _ = _documents(block, text, tokenizer, seed)
+    layers = least_damaging(start, documents, fixed(block.student.keep_layers))
+    return made_student(block.student, start, layers=layers), {"layers": list(layers)}
+
+
+def _documents(
+    block: DistillBlock, text: DataFile, tokenizer: Tokenizer, seed: int
+) -> tuple[list[Document], int]:
+    from evolve.stages.distill.data import read
     from evolve.training.seeds import seed_of
 
-    data = block.layout
-    shuffle = seed_of(seed, "reasons")
-    documents, left_out = read(
+    return read(
         text.path,
         tokenizer,
-        data.max_length,
+        block.layout.max_length,
         content=text.content,
         rationale=block.rationale,
-        seed=shuffle,
+        seed=seed_of(seed, "reasons"),
     )
+
+
+def _rows(block: DistillBlock, text: DataFile, tokenizer: Tokenizer, seed: int) -> Rows:
+    from evolve.stages.distill.data import Layout, rows_of
+
+    data = block.layout
+    documents, left_out = _documents(block, text, tokenizer, seed)
     epochs = fixed(block.training_args.num_train_epochs)
     order = _order(block.curriculum) if block.curriculum else None
     most = None if data.max_tokens is None else fixed(data.max_tokens)
@@ -274,7 +296,7 @@ def _teacher_problems(block: DistillBlock, models: Mapping[str, Model]) -> list[
         found += captured_problems(block.teacher.path, block.loss_functions)
     elif block.named_teacher is not None:
         whole = layer_count(models[str(block.model)])
-        depths = (whole, whole) if block.student is None else block.student.depths
+        depths = (whole, whole) if block.student is None else block.student.depths(whole)
         theirs = layer_count(models[block.named_teacher])
         found += depth_problems(block.loss_functions, depths, theirs)
     return [(".".join(map(str, path)), message) for path, message in found]
