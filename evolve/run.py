@@ -166,7 +166,7 @@ def prepare(
     parents = {
         name: replace(parent, content=content_of(parent.path)) for name, parent in checked.parents.items()
     }
-    score = _resolved(config.score)
+    score = _resolved(config.score, stacked=loaded.stacked)
     scorer = Scorer(score)
     scorer.prepare()
     population = population_of(config.search, len(space.genes))
@@ -174,7 +174,7 @@ def prepare(
     return Prepared(loaded, folder, parents, score, scorer.fingerprint, population, changed, checked.overlaps)
 
 
-def _resolved(score: ScoreConfig | None) -> ScoreConfig:
+def _resolved(score: ScoreConfig | None, *, stacked: bool) -> ScoreConfig:
     """Return the score block with its engine chosen, and its paths as workers need them.
 
     Ray starts its workers in another folder.
@@ -187,7 +187,7 @@ def _resolved(score: ScoreConfig | None) -> ScoreConfig:
     folder = score.include_path
     return score.model_copy(
         update={
-            "backend": choose_backend(score),
+            "backend": choose_backend(score, stacked=stacked),
             "include_path": None if folder is None else str(Path(folder).absolute()),
             "scorers": located_scorers(score),
         }

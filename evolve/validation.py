@@ -215,7 +215,7 @@ def _facts(
     most = most_trials(config.search, space) if space else None
     trials = config.search.trials if most is None else min(most, config.search.trials)
     width = _engine_bytes(config.score)
-    shares = _shares(config.score)
+    shares = _shares(config.score, stacked=loaded.stacked)
     held = max([*models.values(), *made], key=lambda model: _parameters(model, once=shares))
     once = _parameters(held, once=shares)
     weights = once * (width or _bytes(held) / max(1, _parameters(held)))
@@ -333,11 +333,11 @@ def _parameters(model: Model, *, once: bool = False) -> int:
     return sum(spec.numel for name, spec in model.specs.items() if not (once and name in model.same))
 
 
-def _shares(score: ScoreConfig | None) -> bool:
+def _shares(score: ScoreConfig | None, *, stacked: bool) -> bool:
     """Whether the engine keeps equal tensors once."""
     from evolve.score.engines.choose import choose_backend
 
-    return score is not None and choose_backend(score) == "hf"
+    return score is not None and choose_backend(score, stacked=stacked) == "hf"
 
 
 def _engine_bytes(score: ScoreConfig | None) -> int | None:

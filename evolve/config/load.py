@@ -43,6 +43,11 @@ class Loaded:
     source: str
     document: Document = field(repr=False, compare=False)
 
+    @property
+    def stacked(self) -> bool:
+        """Whether the search decides on the layers that a candidate has."""
+        return any(kind == "merge" and block.reshapes for kind, block in self.stages)
+
     def where(self, path: str | Sequence[str | int]) -> str:
         """Return ``file:line:column`` of a path, dotted or as a sequence, such as ``models.base``."""
         return self.document.where(path)

@@ -376,3 +376,8 @@ def test_loading_imports_nothing_heavy() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_a_search_over_layers_is_told_from_others() -> None:
+    for name, stacked in (("layer_stacking", True), ("ties", False), ("vocab_extend", False)):
+        assert load(f"search_spaces/{name}.yaml").stacked is stacked

@@ -13,11 +13,17 @@ if TYPE_CHECKING:
 _FLOATS = frozenset({"float64", "float32", "bfloat16", "float16"})
 
 
-def choose_backend(config: ScoreConfig) -> str:
-    """Return the engine's name: what the config says, or for ``auto`` vllm where it is installed, else hf."""
+def choose_backend(config: ScoreConfig, *, stacked: bool = False) -> str:
+    """Return the engine's name: what the config says, or for ``auto`` vllm where it is installed, else hf.
+
+    Args:
+        config: Of the score.
+        stacked: Whether the candidates of a search have layers of their own, as many as each wants. vLLM would
+            start anew for each of them, and hold a copy of a layer that stands twice: ``auto`` is then hf.
+    """
     if config.backend != "auto":
         return config.backend
-    return "vllm" if vllm_version() else "hf"
+    return "vllm" if vllm_version() and not stacked else "hf"
 
 
 def vllm_version() -> str | None:

@@ -58,7 +58,6 @@ class MergeBlock(StageBlock):
     """``auto`` (of most models), ``alpaca``, ``chatml``, ``exaone``, ``llama3``, ``mistral``, or Jinja."""
     statistics: StatisticsBlock | None = None
     """The text that ``fisher`` and ``regmean`` run the models on; other methods need none."""
-    """Refused: not supported yet."""
 
     @model_validator(mode="before")
     @classmethod

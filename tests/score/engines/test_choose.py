@@ -40,6 +40,8 @@ def test_auto_takes_vllm_where_either_build_is_installed(monkeypatch: pytest.Mon
     _installed(monkeypatch, vllm="0.32.0")
     assert choose.choose_backend(config()) == "vllm"
     assert choose.choose_backend(config(backend="hf")) == "hf"
+    assert choose.choose_backend(config(), stacked=True) == "hf", "each candidate would start vLLM anew"
+    assert choose.choose_backend(config(backend="vllm"), stacked=True) == "vllm"
 
 
 def test_the_version_of_the_cpu_build_is_marked(monkeypatch: pytest.MonkeyPatch) -> None:
