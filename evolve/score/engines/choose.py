@@ -18,8 +18,8 @@ def choose_backend(config: ScoreConfig, *, stacked: bool = False) -> str:
 
     Args:
         config: Of the score.
-        stacked: Whether the candidates of a search have layers of their own, as many as each wants. vLLM would
-            start anew for each of them, and hold a copy of a layer that stands twice: ``auto`` is then hf.
+        stacked: Whether the candidates of a search have layers of their own, as many as each wants. vLLM
+            would start anew for each, and hold a copy of a layer that stands twice: ``auto`` is then hf.
     """
     if config.backend != "auto":
         return config.backend
