@@ -49,7 +49,7 @@ if TYPE_CHECKING:
     from evolve.training.rows import Row
     from evolve.weights.model import Model
 
-LENGTH, BATCH, RATE = 256, 4, 1e-4
+LENGTH, BATCH, RATE = 256, 2, 1e-4
 MEASURES = ("kl", "agreement", "nll", "third_bpb")
 LOSSES = {"sft": "cross_entropy", "kl": "kl"}
 _TOGETHER = 4

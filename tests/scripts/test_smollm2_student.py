@@ -113,12 +113,15 @@ def test_recovered_is_the_share_of_the_way_back(bench: Any) -> None:
 @pytest.mark.slow
 def test_it_runs_and_goes_on_where_it_stopped(tmp_path: Path) -> None:
     make_model(tmp_path / "teacher", layers=3)
-    texts_in(tmp_path / "out")
+    long = texts_in(tmp_path / "out")["train"]
+    long.write_text(
+        "".join(json.dumps({"text": f"{number} {line}"}) + "\n" for number in range(9) for line in LINES)
+    )
     (tmp_path / "tasks").mkdir()
     item = {"question": "the red", "choices": ["sea", "net"], "answer": 0}
     (tmp_path / "tasks/colours.jsonl").write_text(json.dumps(item) + "\n")
     command = [sys.executable, SCRIPT, "--teacher", tmp_path / "teacher", "--tasks", tmp_path / "tasks"]
-    command += ["--out", tmp_path / "out", "--keep", "2", "--tokens", "400", "--json", tmp_path / "out.json"]
+    command += ["--out", tmp_path / "out", "--keep", "2", "--tokens", "6000", "--json", tmp_path / "out.json"]
     found = []
     for _ in range(2):
         done = subprocess.run(
@@ -138,5 +141,6 @@ def test_it_runs_and_goes_on_where_it_stopped(tmp_path: Path) -> None:
         ("sft", 1),
         ("kl", 1),
     ]
-    assert len({one["kl"] for one in first["results"]}) == 4
+    moved = {one["kl"] for one in first["results"]}
+    assert len(moved) == 4 and first["ends"]["student before"]["kl"] not in moved
     assert "| recovered |" in done.stdout
