@@ -55,10 +55,10 @@ def distilled(material: Material, recipe: Recipe | None) -> Distilled | None:
 
     stage = recipe.pipeline[-1] if recipe is not None and recipe.pipeline else {}
     block = stage.get("distill")
-    teacher = ((block or {}).get("teacher") or {}).get("model")
+    teacher = str(((block or {}).get("teacher") or {}).get("model"))
     if recipe is None or block is None or block.get("student") or teacher not in material.parents:
         return None
-    student = block.get("model")
+    student = str(block.get("model"))
     if student in material.parents and student in material.baselines:
         return Distilled(material.baselines[student], material.baselines[teacher], made=False)
     without = ablations(recipe, 1)

@@ -136,4 +136,5 @@ def _cut(whole: _Sizes, width: int) -> _Sizes | None:
         found[2] = Fraction(1)
     if not 0 < factor <= 1 or any(size.denominator != 1 for size in found):
         return None
-    return _Sizes(*map(int, found), whole.of_head)
+    width, heads, pairs, units = map(int, found)
+    return _Sizes(width, heads, pairs, units, whole.of_head)
