@@ -97,6 +97,21 @@ def combine(
     return out
 
 
+def combine_on_device(
+    tensors: Sequence[Tensor], weights: Sequence[Column], *, start: Tensor | None = None, whole: bool = True
+) -> Tensor:
+    """Return the bits of :func:`combine` by single operations of torch, on the device of the tensors."""
+    shape = (1, -1) if whole or tensors[0].ndim < 2 else (tensors[0].shape[:-1].numel(), tensors[0].shape[-1])
+    total = torch.zeros((), dtype=torch.float64, device=tensors[0].device)
+    for place, (tensor, weight) in enumerate(zip(tensors, weights, strict=True)):
+        factors = torch.from_numpy(weight).to(tensor.device)[:, None]
+        term = tensor.reshape(shape).double() * factors
+        total = total + term if place else term
+    if start is not None:
+        total = total + start.reshape(shape).double()
+    return total.to(torch.float32).view(tensors[0].shape)
+
+
 def inverse(numbers: Column) -> Column:
     """Return one over each number, and 0 for 0: what makes a vector of that length a unit vector."""
     return np.divide(1.0, numbers, out=np.zeros_like(numbers), where=numbers != 0)

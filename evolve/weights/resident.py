@@ -25,11 +25,24 @@ def resident(models: Mapping[str, Model], device: torch.device, budget: int) -> 
     return {
         name: replace(
             model,
-            tensor=_Resident(model.tensor, device, room),
-            exact=None if model.exact is None else _Resident(model.exact, device, room),
+            tensor=_Resident(model, model.tensor, device, room),
+            exact=None if model.exact is None else _Resident(model, model.exact, device, room),
         )
         for name, model in models.items()
     }
+
+
+def at_home(model: Model) -> Model:
+    """Return a model of :func:`resident` with its tensors where they were before, any other as it is.
+
+    What is computed on the CPU reads that: it spares the way to the device and back, and room there.
+    """
+    if not isinstance(model.tensor, _Resident):
+        return model
+    home = model.tensor.home
+    found = replace(model, tensor=home.tensor, exact=home.exact)
+    # The same object where it can be: what a memo keeps belongs to it.
+    return home if found == home else found
 
 
 class _Room:
@@ -48,7 +61,8 @@ class _Room:
 
 
 class _Resident:
-    def __init__(self, read: Callable[[str], Tensor], device: torch.device, room: _Room) -> None:
+    def __init__(self, home: Model, read: Callable[[str], Tensor], device: torch.device, room: _Room) -> None:
+        self.home = home
         self._read = read
         self._device = device
         self._room = room

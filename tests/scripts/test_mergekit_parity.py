@@ -87,3 +87,23 @@ def test_the_script_on_two_architectures(tmp_path: Path) -> None:
     assert {one["method"] for one in found["compared"]} == set(methods)
     assert {one["letter"] for one in found["judged"]} == set("abcdgh")
     assert max(one["shown"] for one in found["compared"]) <= found["limit"] == 1e-6
+
+
+@pytest.mark.slow
+def test_the_script_on_every_architecture(tmp_path: Path) -> None:
+    """Four kinds of methods; all 20 take four minutes on two idle cores, by the command of docs/parity.md."""
+    from tests.architectures import ARCHITECTURES
+
+    reason = mergekit.make_environment()
+    if reason:
+        pytest.skip(f"no mergekit environment: {reason}")
+    methods = ["slerp", "ties", "dare_ties", "karcher"]
+    command = [sys.executable, ORACLE / "mergekit_parity.py", "--mergekit", mergekit.PYTHON.parents[1]]
+    command += ["--methods", *methods, "--json", tmp_path / "found"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=1800, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = json.loads((tmp_path / "found").read_text())
+    assert found["faults"] == []
+    seen = {(one["architecture"], one["method"]) for one in found["compared"]}
+    assert seen == {(architecture, method) for architecture in ARCHITECTURES for method in methods}
+    assert max(one["shown"] for one in found["compared"]) <= found["limit"] == 1e-6

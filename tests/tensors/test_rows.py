@@ -10,7 +10,16 @@ from hypothesis import strategies as st
 
 from evolve.tensors.blocks import BLOCK
 from evolve.tensors.magnitude import between, largest, row_ranks
-from evolve.tensors.rows import combine, dots, inverse, lengths, matrix, sum_lengths, tiles
+from evolve.tensors.rows import (
+    combine,
+    combine_on_device,
+    dots,
+    inverse,
+    lengths,
+    matrix,
+    sum_lengths,
+    tiles,
+)
 
 SHAPES = [(), (0,), (1,), (7,), (3, 4), (2, 3, 4), (5, 0), (0, 5), (6, 1), (2, BLOCK + 3), (BLOCK + 3, 2)]
 
@@ -51,6 +60,9 @@ def test_lengths_and_sums(shape: tuple[int, ...], whole: bool) -> None:
     assert torch.equal(
         combine([one, two], weights, whole=whole), torch.from_numpy(summed).reshape(shape).float()
     )
+    for begin in (start, None):
+        expected = combine([one, two], weights, start=begin, whole=whole)
+        assert torch.equal(combine_on_device([one, two], weights, start=begin, whole=whole), expected)
     if whole:
         products = dots([*views, views[0]])
         flats = [exact[0].ravel(), exact[1].ravel(), exact[0].ravel()]

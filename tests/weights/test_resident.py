@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
 from evolve.weights.model import Model, TensorSpec
-from evolve.weights.resident import resident
+from evolve.weights.resident import at_home, resident
 
 
 def counting(reads, name):
@@ -37,3 +38,13 @@ def test_without_room_nothing_stays():
     reads = Counter()
     model = resident({"x": counting(reads, "x")}, torch.device("cpu"), 0)["x"]
     assert [float(model.tensor("a")[0]) for _ in range(3)] == [1, 2, 3]
+
+
+def test_at_home_a_model_is_what_it_was():
+    model = counting(Counter(), "x")
+    moved = resident({"x": model}, torch.device("cpu"), 1000)["x"]
+    assert at_home(moved) is model
+    assert at_home(model) is model
+    named = at_home(replace(moved, content="sha256:1"))
+    assert named.content == "sha256:1"
+    assert named.tensor is model.tensor

@@ -30,30 +30,33 @@ class ModelStock(MergeMethod):
     def merge(inputs: Inputs) -> Tensor:
         """Return base + t * mean of the task vectors."""
         from evolve.tensors.fused import Term, merge
-        from evolve.tensors.rows import combine
 
-        count = len(inputs.tensors)
-        if not inputs.shared["filter_wise"]:
-            t = float(inputs.remember("stock", None, lambda: _ratio(_deltas(inputs), whole=True))[0])
-            terms = [Term(tensor, 1.0) for tensor in inputs.tensors]
-            return merge(start(inputs), terms, dtype=inputs.out, divisor=count, factor=t, sink=inputs.sink)
-        deltas = _deltas(inputs)
-        share = _ratio(deltas, whole=False) / count
-        base = start(inputs).to("cpu", deltas[0].dtype)
-        return combine(deltas, [share] * count, start=base, whole=False).to(inputs.out)
+        if inputs.shared["filter_wise"]:
+            return _by_row(inputs)
+        t = float(inputs.remember("stock", None, lambda: _ratio(_deltas(inputs), whole=True))[0])
+        terms = [Term(tensor, 1.0) for tensor in inputs.tensors]
+        count = len(terms)
+        return merge(start(inputs), terms, dtype=inputs.out, divisor=count, factor=t, sink=inputs.sink)
+
+
+def _by_row(inputs: Inputs) -> Tensor:
+    from evolve.tensors.rows import combine, combine_on_device
+
+    base, deltas = start(inputs), _deltas(inputs)
+    ratio = inputs.remember("stock rows", None, lambda: _ratio(deltas, whole=False))
+    add = combine if base.device.type == "cpu" else combine_on_device
+    shares = [ratio / len(deltas)] * len(deltas)
+    return add(deltas, shares, start=base.float(), whole=False).to(inputs.out)
 
 
 def _deltas(inputs: Inputs) -> list[Tensor]:
-    import torch
-
-    from evolve.tensors.interpolate import difference
-
-    base = start(inputs).to("cpu", torch.float32)
-    return [difference(tensor.to("cpu", torch.float32), base) for tensor in inputs.tensors]
+    """Return the task vectors, where the models are."""
+    base = start(inputs).float()
+    return [tensor.float() - base for tensor in inputs.tensors]
 
 
 def _ratio(deltas: list[Tensor], *, whole: bool) -> Column:
     from evolve.tensors.rows import matrix
     from evolve.tensors.sphere import stock_ratio
 
-    return stock_ratio([matrix(delta, whole=whole) for delta in deltas])
+    return stock_ratio([matrix(delta.cpu(), whole=whole) for delta in deltas])

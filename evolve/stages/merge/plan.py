@@ -183,12 +183,16 @@ class Plan:
         """Return the base's tensor and those of the models, in one place."""
         import torch
 
+        from evolve.tensors.devices import in_one_place
+
         others, base = self._roles[id(place.part)]
         entries = [*others, *([] if base is None else [base])]
         read = [self._models[entry.model].unrounded(place.source(entry)) for entry in entries]
         # float64 has no fused pass, and merging is done in float32 anyway. What is not fused runs on the CPU.
         if not self._method.stored or any(tensor.dtype == torch.float64 for tensor in read):
             read = [tensor.to("cpu", torch.float32) for tensor in read]
+        # A parent may stay on a GPU, while what a stage has made of others is on the CPU.
+        read = in_one_place(read)
         count = len(others)
         return (None if base is None else read[count]), tuple(read[:count])
 
@@ -214,10 +218,11 @@ class Plan:
     def _copied(self, name: str) -> Tensor:
         import torch
 
-        (first, reference), *others = [
-            (model, self._models[model].tensor(source))
-            for model, source in self._layout.places[name].sources()
-        ]
+        from evolve.tensors.devices import in_one_place
+
+        sources = list(self._layout.places[name].sources())
+        read = in_one_place([self._models[model].tensor(source) for model, source in sources])
+        (first, reference), *others = zip((model for model, _ in sources), read, strict=True)
         for model, tensor in others:
             if not torch.equal(tensor, reference):
                 message = (

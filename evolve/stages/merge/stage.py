@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, ClassVar, NoReturn, cast
 
 from evolve.errors import CandidateError
+from evolve.registry import MERGE_METHODS
 from evolve.stages.merge.block import MergeBlock
 from evolve.stages.merge.fit import differing_tensors, layer_problems, outside
 from evolve.stages.merge.headers import (
@@ -21,6 +22,7 @@ from evolve.stages.merge.residual import scale_problem
 from evolve.stages.merge.stacked import changed_layers
 from evolve.stages.merge.statistics import corpus_problems, gathered
 from evolve.weights.model import Model
+from evolve.weights.resident import at_home
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -88,6 +90,9 @@ class MergeStage:
         if _empty(merge):
             raise CandidateError("invalid_recipe", NO_LAYER)
         given = _given(merge, models)
+        if not MERGE_METHODS.load(merge.merge_method).stored:
+            # Such methods run on the CPU: what stays on a GPU would be brought back for every candidate.
+            given = {name: at_home(model) for name, model in given.items()}
         try:
             inputs = aligned(merge, given, memo)
         except VocabularyError as error:
