@@ -15,7 +15,7 @@ demo: demo-models
 	@$(BIN)/evolve run search_spaces/demo.yaml
 
 test: install
-	@$(BIN)/python -m pytest -n 2 --dist loadfile
+	@$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 test-all: install
 	@$(BIN)/python -m pytest --run-slow

@@ -14,6 +14,7 @@ from tests.tiny import make_model
 SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "bench" / "scoring.py"
 
 
+@pytest.mark.slow
 def test_it_runs_on_a_tiny_model_and_both_sides_agree(tmp_path: Path) -> None:
     make_model(tmp_path / "model")
     out = tmp_path / "figures.json"

@@ -297,9 +297,8 @@ def newest(folder: Path) -> str:
     return max((path.parent.name for path in folder.glob("checkpoint-*/complete")), default="")
 
 
-@pytest.mark.parametrize(
-    "options", [{}, pytest.param(EVERYTHING, marks=pytest.mark.slow)], ids=["plain", "everything"]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("options", [{}, EVERYTHING], ids=["plain", "everything"])
 def test_killed_at_any_instant_it_ends_with_the_same_bits(tmp_path: Path, options: dict[str, Any]) -> None:
     from safetensors.torch import load_file
 

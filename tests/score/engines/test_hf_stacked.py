@@ -42,7 +42,14 @@ def bytes_held(engine: Any) -> int:
     return sum(storages.values())
 
 
-@pytest.mark.parametrize(("arch", "tied"), [("llama", True), ("gpt2", True), ("gpt_neox", False)])
+@pytest.mark.parametrize(
+    ("arch", "tied"),
+    [
+        ("llama", True),
+        pytest.param("gpt2", True, marks=pytest.mark.slow),
+        pytest.param("gpt_neox", False, marks=pytest.mark.slow),
+    ],
+)
 def test_stacks_of_changing_depth(tmp_path: Path, arch: str, tied: bool) -> None:
     parents = {name: make(tmp_path, arch, tied=tied, seed=seed, layers=3) for seed, name in enumerate("ab")}
     candidates = [

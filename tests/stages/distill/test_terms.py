@@ -109,7 +109,8 @@ def test_all_mistakes_at_once() -> None:
 
 def test_the_documentation_lists_every_loss_with_its_factor() -> None:
     text = (Path(__file__).parents[3] / "docs" / "distillation.md").read_text(encoding="utf-8")
-    rows = {line.split("`")[1]: line for line in text.splitlines() if line.startswith("| `")}
+    named = {line.split("`")[1]: line for line in text.splitlines() if line.startswith("| `")}
+    rows = {name: line for name, line in named.items() if not name.endswith(".py")}
     assert tuple(rows) == LOSSES.names()
     for name, row in rows.items():
         power = LOSSES.load(name).power
