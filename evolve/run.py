@@ -311,7 +311,7 @@ def evaluator_spec(prepared: Prepared) -> EvaluatorSpec:
         threads=max(1, int(config.engine.cpus)),
         seed=config.search.seed,
         folder=str(Path.cwd()),
-        cache_bytes=int(config.engine.cache_gib * (1 << 30)),
+        cache_bytes=None if config.engine.cache_gib is None else int(config.engine.cache_gib * (1 << 30)),
     )
 
 

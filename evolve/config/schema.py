@@ -291,9 +291,10 @@ class EngineConfig(Block):
     """CPU cores (and threads) of one evaluator."""
     gpus: float | None = Field(default=None, ge=0)
     """GPUs of one evaluator; absent: 1 where the cluster has GPUs, else 0."""
-    cache_gib: float = Field(default=1.0, ge=0)
+    cache_gib: float | None = Field(default=None, ge=0)
     """Most GiB of memory that one evaluator keeps of the parents between merges: thresholds, ranks, norms.
-    DELLA takes most, as much as the weights of its models in 16 bits."""
+    Absent: as much as their weights take, which is what DELLA wants, but at most the evaluator's share of a
+    quarter of the free memory; 1 GiB where that is less, and on a GPU."""
     candidate_timeout: float = Field(default=3600.0, gt=0)
     """Seconds after which a candidate is stopped and counts as failed."""
 

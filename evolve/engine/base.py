@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
-from evolve.stages.memo import DEFAULT_BYTES
-
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
@@ -26,7 +24,7 @@ class EvaluatorSpec:
         threads: CPU threads of the evaluator; part of what fixes the bits of a score.
         seed: Seed for stages without one.
         folder: What the paths of data files are relative to: Ray starts its workers in another folder.
-        cache_bytes: Most bytes that merging keeps of the parents between candidates.
+        cache_bytes: Most bytes that merging keeps of the parents; None: as ``EngineConfig`` says.
     """
 
     score: ScoreConfig
@@ -36,7 +34,7 @@ class EvaluatorSpec:
     threads: int
     seed: int
     folder: str = ""
-    cache_bytes: int = DEFAULT_BYTES
+    cache_bytes: int | None = None
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
+import os
 import time
 import traceback
 from dataclasses import replace
@@ -15,11 +16,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from evolve.errors import CandidateError, UserError
-from evolve.stages.memo import Memo
+from evolve.stages.memo import DEFAULT_BYTES, Memo, limit_of
 from evolve.types import Failed, FailureKind, Job, Outcome, Recipe, Scored
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
 
     from torch import Tensor
 
@@ -41,7 +42,7 @@ class Evaluator:
     def __init__(self, spec: EvaluatorSpec) -> None:
         self._spec = spec
         self._parents: dict[str, Model] = {}
-        self._memo = Memo(spec.cache_bytes)
+        self._memo = Memo()
         self._scorer: Scorer | None = None
         self._engine: Engine | None = None
         self._held = ""
@@ -68,6 +69,7 @@ class Evaluator:
                 },
                 self._spec,
             )
+            self._memo = Memo(_cache_bytes(self._spec, self._parents.values()))
         if self._scorer is None:
             scorer = Scorer(self._spec.score)
             scorer.prepare()
@@ -223,7 +225,22 @@ def _placed(parents: dict[str, Model], spec: EvaluatorSpec) -> dict[str, Model]:
         from evolve.score.engines.vllm import memory_share
 
         free = min(free, int((1 - memory_share(spec.score)) * whole))
-    return resident(parents, torch.device("cuda"), max(0, free // 2 - spec.cache_bytes))
+    return resident(parents, torch.device("cuda"), max(0, free // 2 - (spec.cache_bytes or DEFAULT_BYTES)))
+
+
+def _cache_bytes(spec: EvaluatorSpec, parents: Iterable[Model]) -> int:
+    """Return how much merging may keep between candidates."""
+    import torch
+
+    from evolve.validation import free_memory
+
+    if spec.cache_bytes is not None:
+        return spec.cache_bytes
+    if torch.cuda.is_available():  # where the parents are, so is what is kept of them
+        return DEFAULT_BYTES
+    free = free_memory()
+    share = min(1.0, spec.threads / (os.cpu_count() or 1))
+    return limit_of(parents, None if free is None else int(free * share))
 
 
 def _is_short(needed: int, *, anywhere: bool = False) -> bool:

@@ -11,7 +11,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Hashable
+    from collections.abc import Callable, Hashable, Iterable
 
     from evolve.tensors.fused import Buffers
     from evolve.weights.model import Model
@@ -33,6 +33,21 @@ U = TypeVar("U")
 
 DEFAULT_BYTES = 1 << 30
 _MOST_KEYS = 8
+
+
+def limit_of(models: Iterable[Model], free: int | None) -> int:
+    """Return how many bytes may be kept of some models where nobody has said it.
+
+    The ranks of DELLA take two bytes a parameter, as the weights do, and no method keeps more.
+
+    Args:
+        models: The parents of a search.
+        free: Bytes that are free for it; None: nobody knows.
+    """
+    from evolve.weights.header import nbytes
+
+    weights = sum(nbytes(spec) for model in models for spec in model.specs.values())
+    return max(DEFAULT_BYTES, min(weights, (free or 0) // 4))
 
 
 class Memo:

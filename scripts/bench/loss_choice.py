@@ -29,6 +29,7 @@ import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from unittest import mock
 
 import torch
 from report import mean, write
@@ -161,11 +162,8 @@ def counting() -> Iterator[Count]:
         found.tokens += sum(map(len, given))
         return given
 
-    Learner.prepare = prepare  # type: ignore[method-assign]
-    try:
+    with mock.patch.object(Learner, "prepare", prepare):
         yield found
-    finally:
-        Learner.prepare = plain  # type: ignore[method-assign]
 
 
 def seen(model: Model, arm: str, counted: Count, folder: Path) -> int | None:

@@ -127,17 +127,23 @@ class Ours:
 
     folders: list[Path]
     threads: int
-    cache_gib: float
+    cache_gib: float | None
 
     def __post_init__(self) -> None:
-        from evolve.stages.memo import Memo
+        from evolve.stages.memo import Memo, limit_of
+        from evolve.validation import free_memory
         from evolve.weights.reader import open_model
 
         # With a content, as an evaluator gives them: what is kept belongs to these objects.
         self.parents = {
             folder.name: replace(open_model(folder), content=folder.name) for folder in self.folders
         }
-        self.memo = Memo(int(self.cache_gib * (1 << 30)))
+        free = None if (found := free_memory()) is None else found // 2  # of one of two evaluators
+        self.memo = Memo(
+            limit_of(self.parents.values(), free)
+            if self.cache_gib is None
+            else int(self.cache_gib * (1 << 30))
+        )
         base = self.parents["base"]
         self.engine = {name: base.tensor(name).clone() for name in base.specs}
 
@@ -336,7 +342,7 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=3)
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--scale", type=float, default=1.0, help="share of the 30 layers")
-    parser.add_argument("--cache-gib", type=float, default=1.0, help="engine.cache_gib (default 1)")
+    parser.add_argument("--cache-gib", type=float, help="engine.cache_gib")
     parser.add_argument("--no-peer", action="store_true", help="without mergekit")
     parser.add_argument("--no-command", action="store_true", help="without the two commands")
     parser.add_argument("--mergekit", type=Path, default=ROOT / ".venv-mergekit")

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 import sys
 
 import numpy as np
@@ -15,7 +13,7 @@ from evolve.training.rows import Row
 from evolve.weights.network import open_network
 from evolve.weights.reader import open_model
 from evolve.weights.tokenizer import load_tokenizer
-from tests.scripts.loading import ROOT, load_script
+from tests.scripts.loading import ROOT, load_script, ran
 from tests.tiny import make_model
 
 SCRIPT = ROOT / "scripts/bench/loss_choice.py"
@@ -158,14 +156,7 @@ def test_every_arm_runs(bench, home, tmp_path):
     command += ["--teacher-epochs", "1", "--seeds", "1", "--items", "8", "--json", out, "--temperatures", "2"]
     found = []
     for _ in range(2):
-        done = subprocess.run(
-            list(map(str, command)),
-            capture_output=True,
-            text=True,
-            check=False,
-            env={**os.environ, "XDG_CACHE_HOME": str(tmp_path / "cache")},
-        )
-        assert done.returncode == 0, done.stderr[-2000:]
+        printed = ran(command, tmp_path / "cache")
         found.append(json.loads(out.read_text())["results"])
     first, again = found
     assert [one["arm"] for one in first] == [*bench.ARMS, "kl_T2"]
@@ -177,4 +168,4 @@ def test_every_arm_runs(bench, home, tmp_path):
     given = {one["arm"]: one["tokens"] for one in first}
     assert given["kl"] == given["hard_labels"] <= 1500
     assert 0.9 < given["on_policy_equal"] / 1500 < 1.1
-    assert "| hidden |" in done.stdout and "minus hard labels" in done.stdout
+    assert "| hidden |" in printed and "minus hard labels" in printed

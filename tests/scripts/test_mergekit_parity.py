@@ -6,7 +6,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
@@ -66,27 +66,32 @@ def test_a_difference_is_that_of_the_worst_tensor(report: ModuleType) -> None:
     assert largest(one, {**one, "y": torch.tensor([0.0])}) == float("inf")
 
 
-@pytest.mark.slow
-def test_the_script_on_two_architectures(tmp_path: Path) -> None:
+def compared(folder: Path, *options: object) -> tuple[list[str], dict[str, Any]]:
+    """Run the script; return the lines that it printed, and what it wrote for programs."""
     reason = mergekit.make_environment()
     if reason:
         pytest.skip(f"no mergekit environment: {reason}")
-    methods = ["ties", "nuslerp", "della", "arcee_fusion"]
     command = [sys.executable, ORACLE / "mergekit_parity.py", "--mergekit", mergekit.PYTHON.parents[1]]
-    command += ["--architectures", "gpt2", "gpt_neox", "--methods", *methods, "--json", tmp_path / "found"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=900, check=False)
+    command += [*options, "--json", folder / "found"]
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=1800, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
-    lines = done.stdout.splitlines()
+    found: dict[str, Any] = json.loads((folder / "found").read_text())
+    assert found["faults"] == []
+    assert max(one["shown"] for one in found["compared"]) <= found["limit"] == 1e-6
+    return done.stdout.splitlines(), found
+
+
+@pytest.mark.slow
+def test_the_script_on_two_architectures(tmp_path: Path) -> None:
+    methods = ["ties", "nuslerp", "della", "arcee_fusion"]
+    lines, found = compared(tmp_path, "--architectures", "gpt2", "gpt_neox", "--methods", *methods)
     assert "| method | cases | gpt2 | gpt_neox* | largest |" in lines
     assert [line for line in lines if line.startswith("\\* gpt_neox: mergekit fails: ")]
     for method in methods:
         assert [line for line in lines if line.startswith(f"| `{method}` |")], method
     assert lines[-1] == "0 undisclosed differences"
-    found = json.loads((tmp_path / "found").read_text())
-    assert found["faults"] == []
     assert {one["method"] for one in found["compared"]} == set(methods)
     assert {one["letter"] for one in found["judged"]} == set("abcdgh")
-    assert max(one["shown"] for one in found["compared"]) <= found["limit"] == 1e-6
 
 
 @pytest.mark.slow
@@ -94,16 +99,7 @@ def test_the_script_on_every_architecture(tmp_path: Path) -> None:
     """Four kinds of methods; all 20 take four minutes on two idle cores, by the command of docs/parity.md."""
     from tests.architectures import ARCHITECTURES
 
-    reason = mergekit.make_environment()
-    if reason:
-        pytest.skip(f"no mergekit environment: {reason}")
     methods = ["slerp", "ties", "dare_ties", "karcher"]
-    command = [sys.executable, ORACLE / "mergekit_parity.py", "--mergekit", mergekit.PYTHON.parents[1]]
-    command += ["--methods", *methods, "--json", tmp_path / "found"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=1800, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
-    found = json.loads((tmp_path / "found").read_text())
-    assert found["faults"] == []
+    _, found = compared(tmp_path, "--methods", *methods)
     seen = {(one["architecture"], one["method"]) for one in found["compared"]}
     assert seen == {(architecture, method) for architecture in ARCHITECTURES for method in methods}
-    assert max(one["shown"] for one in found["compared"]) <= found["limit"] == 1e-6

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 import sys
 from dataclasses import replace
 
@@ -14,7 +12,7 @@ from evolve.stages.distill.data import Layout, read, rows_of
 from evolve.weights.content import content_of
 from evolve.weights.reader import open_model
 from evolve.weights.tokenizer import load_tokenizer
-from tests.scripts.loading import ROOT, load_script
+from tests.scripts.loading import ROOT, load_script, ran
 from tests.tiny import make_model
 
 data = load_script("demo_reasons")
@@ -72,15 +70,8 @@ def test_it_runs_and_goes_on(home, bench, tmp_path):
             "600",
         ]
         command += ["--groups", "orca", "--seeds", "1", "--items", "20", "--json", tmp_path / "out.json"]
-        done = subprocess.run(
-            list(map(str, command)),
-            capture_output=True,
-            text=True,
-            check=False,
-            env={**os.environ, "XDG_CACHE_HOME": str(tmp_path / "cache")},
-        )
-        assert done.returncode == 0, done.stderr[-2000:]
-        return json.loads((tmp_path / "out.json").read_text()), done.stdout
+        printed = ran(command, tmp_path / "cache")
+        return json.loads((tmp_path / "out.json").read_text()), printed
 
     first, said = run()
     assert {"machine", "versions", "tokens", "items", "base", "results"} <= first.keys()

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import subprocess
 import sys
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -17,7 +15,7 @@ from evolve.stages.distill.student import StudentBlock, made_student
 from evolve.weights.content import content_of
 from evolve.weights.network import open_network
 from evolve.weights.reader import open_model
-from tests.scripts.loading import ROOT, load_script
+from tests.scripts.loading import ROOT, load_script, ran
 from tests.tiny import make_model
 
 if TYPE_CHECKING:
@@ -124,14 +122,7 @@ def test_it_runs_and_goes_on_where_it_stopped(tmp_path: Path) -> None:
     command += ["--out", tmp_path / "out", "--keep", "2", "--tokens", "6000", "--json", tmp_path / "out.json"]
     found = []
     for _ in range(2):
-        done = subprocess.run(
-            list(map(str, command)),
-            capture_output=True,
-            text=True,
-            check=False,
-            env={**os.environ, "XDG_CACHE_HOME": str(tmp_path / "cache")},
-        )
-        assert done.returncode == 0, done.stderr[-2000:]
+        printed = ran(command, tmp_path / "cache")
         found.append(json.loads((tmp_path / "out.json").read_text()))
     first, again = found
     assert first["results"] == again["results"] and first["layers"] == again["layers"]
@@ -143,4 +134,4 @@ def test_it_runs_and_goes_on_where_it_stopped(tmp_path: Path) -> None:
     ]
     moved = {one["kl"] for one in first["results"]}
     assert len(moved) == 4 and first["ends"]["student before"]["kl"] not in moved
-    assert "| recovered |" in done.stdout
+    assert "| recovered |" in printed

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import threading
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from evolve.stages.memo import Memo
-from evolve.weights.model import Model
+from evolve.stages.memo import Memo, limit_of
+from evolve.weights.model import Model, TensorSpec
 
 if TYPE_CHECKING:
     import pytest
@@ -65,6 +66,14 @@ def test_beyond_the_limit_nothing_more_is_kept(caplog: pytest.LogCaptureFixture)
         "engine.cache_gib raises it"
     ], "said once"
     assert memo.nbytes == 20
+
+
+def test_the_bound_follows_the_weights_and_the_memory() -> None:
+    large = replace(model(), specs={"w": TensorSpec((3 << 29,), "bfloat16")})
+    gib = 1 << 30
+    assert limit_of([large], 100 * gib) == 3 * gib, "what two bytes a parameter take"
+    assert limit_of([large], 8 * gib) == 2 * gib, "a quarter of what is free"
+    assert limit_of([large], None) == limit_of([model()], 100 * gib) == gib
 
 
 def test_clear_gives_everything_back() -> None:

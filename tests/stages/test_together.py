@@ -18,12 +18,12 @@ import torch
 
 from evolve.errors import CandidateError, UserError
 from evolve.stages import together
-from evolve.stages.kept import log_of
 from evolve.stages.pipeline import build
 from evolve.types import Recipe
 from evolve.weights.content import content_of, file_content
 from evolve.weights.reader import open_model
 from tests.small import WORDS
+from tests.stages.distill.kit import shown
 from tests.tiny import make_model
 
 if TYPE_CHECKING:
@@ -93,13 +93,6 @@ def trained(asked: Recipe, home: Path, cache: Path, processes: int, patch: pytes
     return found
 
 
-def log(model: Model) -> dict[str, Any]:
-    path = log_of(model)
-    assert path is not None
-    found: dict[str, Any] = json.loads(path.read_text())
-    return found
-
-
 @pytest.mark.slow
 def test_two_processes_train_what_one_does(
     home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -112,7 +105,7 @@ def test_two_processes_train_what_one_does(
     for name, tensor in alone.tensors():
         moved = float((tensor - start.tensor(name)).abs().max())
         assert float((both.tensor(name) - tensor).abs().max()) < 1e-3 * moved
-    ours, theirs = log(both), log(alone)
+    ours, theirs = shown(both), shown(alone)
     assert ours["steps"] == theirs["steps"] == 8
     assert ours["tokens"] == theirs["tokens"]
     for mine, other in zip(ours["log"], theirs["log"], strict=True):

@@ -9,6 +9,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from evolve.score.engines.vllm_classes import give_classes_back
+from evolve.stages.vllm_environment import QUIET
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -16,12 +17,7 @@ if TYPE_CHECKING:
 
 def prepare_environment(threads: int) -> None:
     """Set what vLLM reads from the environment. A name that the user has set keeps its value."""
-    for name, value in {
-        "VLLM_NO_USAGE_STATS": "1",
-        "DO_NOT_TRACK": "1",
-        "VLLM_CONFIGURE_LOGGING": "0",
-        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-    }.items():
+    for name, value in QUIET.items():
         os.environ.setdefault(name, value)
     # A weight iterator cannot cross into another process.
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"

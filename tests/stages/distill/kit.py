@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING, Any
 
 from evolve.stages.distill.block import DistillBlock
+from evolve.stages.kept import log_of
 from evolve.weights.content import content_of
 from evolve.weights.reader import open_model
 
@@ -21,6 +23,14 @@ def models_of(home: Path) -> dict[str, Model]:
     return {
         name: replace(open_model(str(home / name)), content=content_of(str(home / name))) for name in names
     }
+
+
+def shown(made: Model) -> dict[str, Any]:
+    """Return what stands beside a trained model: counts, steps, loss curve."""
+    path = log_of(made)
+    assert path is not None
+    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return found
 
 
 def block(home: Path, **changes: Any) -> DistillBlock:

@@ -26,7 +26,7 @@ from evolve.weights.reader import open_model
 from evolve.weights.tokenizer import load_tokenizer
 from evolve.weights.writer import write_model
 from tests.small import WORDS
-from tests.stages.distill.kit import block, models_of
+from tests.stages.distill.kit import block, models_of, shown
 from tests.tiny import make_model
 
 if TYPE_CHECKING:
@@ -111,7 +111,7 @@ def test_every_budget_has_the_whole_schedule(home: Path) -> None:
             dataset={**data, "max_tokens": most},
             training_args={**arguments, "lr_scheduler_type": "linear"},
         )
-        report = json.loads((made.files / "training.json").read_text())  # type: ignore[operator]
+        report = shown(made)
         steps, log = report["steps"], report["log"]
         assert report["data"]["tokens"] <= most
         # Linear: the rate of step k of n is (n - k + 1) / n of the largest one.

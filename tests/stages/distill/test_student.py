@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import replace
 from fractions import Fraction
@@ -25,7 +24,7 @@ from evolve.weights.network import open_network
 from evolve.weights.reader import open_model
 from evolve.weights.tokenizer import load_tokenizer
 from evolve.weights.writer import write_model
-from tests.stages.distill.kit import block, models_of
+from tests.stages.distill.kit import block, models_of, shown
 from tests.tiny import make_model
 
 if TYPE_CHECKING:
@@ -247,7 +246,7 @@ def test_the_layer_that_does_nothing_goes_first(home, tmp_path, monkeypatch):
     changes = {"model": "deep", "student": {"keep_layers": 3, "keep_by": "damage"}}
     made = DistillStage.run(block(home, **changes), models, seed=0)
     assert made.config["num_hidden_layers"] == 3
-    assert json.loads((made.files / "training.json").read_text())["layers"] == [0, 1, 3]
+    assert shown(made)["layers"] == [0, 1, 3]
     # By hand: the model without each layer, its loss on the same documents.
     tokenizer = load_tokenizer(models["deep"].files, models["deep"].config)
     documents, _ = read(home / "data.jsonl", tokenizer, 48)

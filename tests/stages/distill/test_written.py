@@ -23,6 +23,7 @@ from evolve.weights.reader import open_model
 from evolve.weights.tokenizer import load_tokenizer
 from tests.generate.server import Fault, serving
 from tests.small import make_search
+from tests.stages.distill.kit import shown
 from tests.tiny import make_model
 
 if TYPE_CHECKING:
@@ -200,7 +201,7 @@ def test_no_row_holds_an_item_of_the_score(
         caplog.set_level("INFO")
         made = DistillStage.run(fixed, {"one": student}, seed=0)
         used = sum(server.answered.values())
-    report = json.loads((made.files / "training.json").read_text())  # type: ignore[operator]
+    report = shown(made)
     told = report["written"]
     assert told["counts"]["answers"] == told["asked"] == used == 4
     assert told["counts"]["removed_ngram_overlap"] == told["counts"]["rows"] == 2

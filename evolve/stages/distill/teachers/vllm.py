@@ -19,6 +19,7 @@ from pydantic import Field
 from evolve.config.values import SearchInt  # noqa: TC001 - pydantic reads it at run time.
 from evolve.errors import CandidateError, MissingDependency
 from evolve.stages.distill.teachers.base import TeacherBlock
+from evolve.stages.vllm_environment import QUIET
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -285,12 +286,7 @@ def _environment(threads: int) -> Iterator[None]:
         "VLLM_WORKER_MULTIPROCESSING_METHOD": "spawn",
         "OMP_NUM_THREADS": str(max(1, threads)),
     }
-    for name, value in {
-        "VLLM_NO_USAGE_STATS": "1",
-        "DO_NOT_TRACK": "1",
-        "VLLM_CONFIGURE_LOGGING": "0",
-        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-    }.items():
+    for name, value in QUIET.items():
         if name not in os.environ:
             wanted[name] = value
     before = {name: os.environ.get(name) for name in wanted}
