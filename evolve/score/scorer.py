@@ -146,7 +146,7 @@ class Scorer:
                 if isinstance(scorer, HoldsTexts):
                     lm.text_likelihoods([item.doc for item in scorer.texts[split]])
         except Exception:  # the answers mean nothing, and a metric may say so
-            logger.debug("a rehearsal ended early", exc_info=True)
+            logger.info("a rehearsal ended early", exc_info=True)
         finally:
             lm.rehearses = False
 

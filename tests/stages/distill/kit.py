@@ -5,7 +5,10 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from evolve.stages.distill.block import DistillBlock
+from evolve.stages.distill.stage import DistillStage
 from evolve.stages.kept import log_of
 from evolve.weights.content import content_of
 from evolve.weights.reader import open_model
@@ -42,3 +45,16 @@ def block(home: Path, **changes: Any) -> DistillBlock:
         "training_args": {"learning_rate": 1e-3, "per_device_train_batch_size": 4, "warmup_steps": 0},
     }
     return DistillBlock.model_validate({**plain, **changes})
+
+
+def run(home: Path, *, seed: int = 0, **changes: Any) -> Model:
+    return DistillStage.run(block(home, **changes), models_of(home), seed=seed)
+
+
+def tensors(model: Model) -> dict[str, torch.Tensor]:
+    return {name: value.clone() for name, value in model.tensors()}
+
+
+def same(one: Model, other: Model) -> bool:
+    left, right = tensors(one), tensors(other)
+    return left.keys() == right.keys() and all(torch.equal(left[name], right[name]) for name in left)

@@ -12,12 +12,11 @@ import torch
 import yaml
 
 from evolve.cli.main import cli
-from evolve.config.plain import plain, ranges
-from evolve.config.values import DataFile
+from evolve.config.plain import plain
 from evolve.errors import CandidateError
 from evolve.stages.distill.block import DistillBlock
-from evolve.stages.distill.data import Layout, prompts_of, read, rows_of
-from evolve.stages.distill.stage import DistillStage, _rows
+from evolve.stages.distill.data import read
+from evolve.stages.distill.stage import DistillStage
 from evolve.stages.pipeline import build
 from evolve.training.rows import IGNORED
 from evolve.types import Recipe
@@ -26,7 +25,7 @@ from evolve.weights.reader import open_model
 from evolve.weights.tokenizer import load_tokenizer
 from evolve.weights.writer import write_model
 from tests.small import WORDS
-from tests.stages.distill.kit import block, models_of, shown
+from tests.stages.distill.kit import block, models_of, run, same, tensors
 from tests.tiny import make_model
 
 if TYPE_CHECKING:
@@ -38,19 +37,6 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.usefixtures("own_cache")
 
 QUICK = {"learning_rate": 1e-3, "per_device_train_batch_size": 4, "warmup_steps": 0}
-
-
-def run(home: Path, *, seed: int = 0, **changes: Any) -> Model:
-    return DistillStage.run(block(home, **changes), models_of(home), seed=seed)
-
-
-def tensors(model: Model) -> dict[str, torch.Tensor]:
-    return {name: value.clone() for name, value in model.tensors()}
-
-
-def same(one: Model, other: Model) -> bool:
-    left, right = tensors(one), tensors(other)
-    return left.keys() == right.keys() and all(torch.equal(left[name], right[name]) for name in left)
 
 
 def kl_of(student: Model, teacher: Model, home: Path) -> float:
@@ -72,20 +58,6 @@ def kl_of(student: Model, teacher: Model, home: Path) -> float:
     return total / count
 
 
-def test_layers_that_have_not_joined_rest(home: Path) -> None:
-    """The last of two groups joins when everything is over."""
-    arguments = {
-        "learning_rate": 1e-3,
-        "per_device_train_batch_size": 4,
-        "weight_decay": 0.1,
-        "gradual_unfreezing": {"groups": 2, "until": 1.0},
-    }
-    found = run(home, model="teacher", teacher={"kind": "hf", "model": "student"}, training_args=arguments)
-    start = models_of(home)["teacher"]
-    moved = {name for name, value in tensors(found).items() if not torch.equal(value, start.tensor(name))}
-    assert moved == {name for name in start.specs if ".layers.1." in name or name == "model.norm.weight"}
-
-
 def test_the_student_comes_nearer_to_the_teacher(home: Path) -> None:
     models = models_of(home)
     before = kl_of(models["student"], models["teacher"], home)
@@ -95,31 +67,6 @@ def test_the_student_comes_nearer_to_the_teacher(home: Path) -> None:
     # The first line of the log is the distance at the start, over the first step's rows.
     assert log["log"][0]["kl"] == pytest.approx(before, rel=0.2)
     assert log["log"][-1]["kl"] < log["log"][0]["kl"]
-
-
-def test_every_budget_has_the_whole_schedule(home: Path) -> None:
-    """A rung of a search is no training that was cut off: its rate has come down to the end."""
-    choices = [60, 120, 240]
-    data = {"path": str(home / "data.jsonl"), "max_length": 48, "packing": False}
-    searched = block(home, dataset={**data, "max_tokens": {"choices": choices}})
-    assert searched.problems() == [] and [path for path, _ in ranges(searched)] == [("dataset", "max_tokens")]
-    arguments = {"learning_rate": 1e-3, "per_device_train_batch_size": 4, "warmup_steps": 0}
-    seen = []
-    for most in choices:
-        made = run(
-            home,
-            dataset={**data, "max_tokens": most},
-            training_args={**arguments, "lr_scheduler_type": "linear"},
-        )
-        report = shown(made)
-        steps, log = report["steps"], report["log"]
-        assert report["data"]["tokens"] <= most
-        # Linear: the rate of step k of n is (n - k + 1) / n of the largest one.
-        assert [line["step"] for line in log] == list(range(1, steps + 1))
-        rates = [line["learning_rate"] for line in log]
-        assert rates == pytest.approx([1e-3 * (steps - step) / steps for step in range(steps)])
-        seen.append(steps)
-    assert seen == sorted(set(seen)), "budgets that differ"
 
 
 def test_the_same_values_are_trained_once(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -315,24 +262,6 @@ def test_a_capture_says_its_temperatures(home: Path, tmp_path: Path) -> None:
         assert [path for path, _ in found] == ([] if good else ["loss_functions.0.temperature"])
 
 
-def test_rows_of_conversations(home: Path, tmp_path: Path) -> None:
-    student = models_of(home)["student"]
-    tokenizer = load_tokenizer(student.files, student.config)
-    documents, left_out = read(home / "data.jsonl", tokenizer, 48)
-    assert (len(documents), left_out) == (24, 0)
-    line = json.loads((home / "data.jsonl").read_text().splitlines()[0])
-    ids = [label for label in documents[0].labels if label != IGNORED]
-    assert tokenizer.backend.decode(ids) == line["completion"]
-    assert ids[-1] == tokenizer.end
-    rows = rows_of(documents, Layout(48, packing=False, epochs=2, seed=3))
-    assert rows.counts["rows"] == 48
-    firsts = [tuple(row.tokens) for row in rows.rows]
-    assert sorted(firsts[:24]) == sorted(firsts[24:])
-    assert firsts[:24] != firsts[24:]
-    prompts = {tokenizer.backend.decode(list(prompt)) for prompt in prompts_of(rows.rows)}
-    assert prompts == {json.loads(text)["prompt"] for text in (home / "data.jsonl").read_text().splitlines()}
-
-
 def test_a_config_with_ranges_is_a_space(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from click.testing import CliRunner
 
@@ -370,41 +299,6 @@ def test_a_config_with_ranges_is_a_space(home: Path, tmp_path: Path, monkeypatch
     ]
     result = CliRunner().invoke(cli, ["build", str(tmp_path / "space.yaml"), str(tmp_path / "out")])
     assert result.exit_code == 2
-
-
-def test_a_curriculum_orders_each_time_over_the_data(home: Path) -> None:
-    tokenizer = load_tokenizer(open_model(str(home / "student")).files, {})
-    documents, _ = read(home / "data.jsonl", tokenizer, 48)
-
-    def lengths(**keys: Any) -> list[int]:
-        made = _rows(
-            block(
-                home,
-                curriculum=keys,
-                dataset={"path": str(home / "data.jsonl"), "max_length": 48, "packing": False},
-                training_args={"num_train_epochs": 2},
-            ),
-            DataFile(path=str(home / "data.jsonl")),
-            tokenizer,
-            3,
-        )
-        return [len(row.tokens) for row in made.rows]
-
-    count = len(documents)
-    short = sorted(len(one.tokens) for one in documents)
-    assert lengths() == short + short
-    assert lengths(reverse=True) == (short + short)[::-1][:count] * 2
-    paced = lengths(pacing=0.2)
-    assert sorted(paced) == sorted(short + short) and paced != short + short
-    assert max(paced[: count // 10]) <= short[count // 2], "only short ones may come at the start"
-
-
-def test_a_curriculum_without_effect_is_no_other_recipe(home: Path) -> None:
-    plain = block(home).model_dump(exclude_none=True)
-    paced = block(home, curriculum={"pacing": 1}).model_dump(exclude_none=True)
-    assert DistillBlock.effective(paced) == DistillBlock.effective(plain)
-    [(path, message)] = block(home, curriculum={"pacing": {"low": 0, "high": 1}}).problems()
-    assert path == ("curriculum", "pacing") and "above 0" in message
 
 
 def test_a_merge_is_student_and_the_teacher_is_an_output_too(home: Path, tmp_path: Path) -> None:
