@@ -225,7 +225,7 @@ def _placed(parents: dict[str, Model], spec: EvaluatorSpec) -> dict[str, Model]:
         from evolve.score.engines.vllm import memory_share
 
         free = min(free, int((1 - memory_share(spec.score)) * whole))
-    return resident(parents, torch.device("cuda"), max(0, free // 2 - (spec.cache_bytes or DEFAULT_BYTES)))
+    return resident(parents, torch.device("cuda"), max(0, free // 2 - _cache_bytes(spec, ())))
 
 
 def _cache_bytes(spec: EvaluatorSpec, parents: Iterable[Model]) -> int:
